@@ -1,0 +1,49 @@
+"""A model taken apart: a static definition, and the parameters that fill it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias, TypeVar
+
+import jax
+from flax import nnx
+from flax.core import FrozenDict, unfreeze
+from jax.typing import DTypeLike
+
+Params: TypeAlias = Mapping[str | int, Any]
+"""A nested immutable mapping whose leaves are arrays; a path joined with dots is the checkpoint's name."""
+
+Module = TypeVar("Module", bound=nnx.Module)
+Config = TypeVar("Config")
+
+
+def define(
+    model: Callable[..., Module], config: Any, *, dtype: DTypeLike, param_dtype: DTypeLike
+) -> tuple["nnx.GraphDef[Module]", Params]:
+    """Describe a model without making any weight.
+
+    Args:
+        model: a module's class, built as `model(config, dtype=, param_dtype=, rngs=)`.
+        config: its frozen config.
+        dtype: of the arithmetic.
+        param_dtype: of the parameters.
+
+    Returns:
+        The definition, hashable and equal for equal arguments, and the tree of `jax.ShapeDtypeStruct` that it needs.
+    """
+    module = nnx.eval_shape(lambda: model(config, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0)))
+    definition, state = nnx.split(module)
+    return definition, FrozenDict(nnx.to_pure_dict(state))
+
+
+def initialise(definition_of: Callable[..., Module], config: Any, *, dtype: DTypeLike, seed: int) -> Params:
+    """Draw fresh float32 parameters, as a training run starts from."""
+
+    def draw() -> Any:
+        module = definition_of(config, dtype=dtype, param_dtype="float32", rngs=nnx.Rngs(seed))
+        return nnx.to_pure_dict(nnx.split(module)[1])
+
+    return FrozenDict(jax.jit(draw)())
+
+
+def bind(definition: "nnx.GraphDef[Module]", params: Params) -> Module:
+    """Put parameters back into a definition: a module to call, cheap enough to make inside every traced function."""
+    return nnx.merge(definition, unfreeze(params))
