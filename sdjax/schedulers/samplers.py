@@ -1,0 +1,121 @@
+"""The samplers by name, and the checks on what a caller asks of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from sdjax.schedulers.config import SchedulerConfig, SigmaSchedule
+from sdjax.schedulers.ddim import ddim, ddpm
+from sdjax.schedulers.euler import euler, euler_a
+from sdjax.schedulers.rows import Schedule
+from sdjax.schedulers.spacing import SIGMA_SCHEDULES
+
+SAMPLERS: Mapping[str, Callable[..., Schedule]] = MappingProxyType(
+    {
+        "ddim": ddim,
+        "ddpm": ddpm,
+        "euler": euler,
+        "euler_a": euler_a,
+    }
+)
+"""Each takes (config, steps, schedule, begin), and `eta` where it is in `WITH_ETA`."""
+
+WITH_ETA = frozenset({"ddim"})
+
+_SAMPLER_OF_CLASS: Mapping[str, str] = MappingProxyType(
+    {
+        "DDIMScheduler": "ddim",
+        "DDPMScheduler": "ddpm",
+        "EulerDiscreteScheduler": "euler",
+        "EulerAncestralDiscreteScheduler": "euler_a",
+    }
+)
+
+
+def table(
+    name: str,
+    scheduler_config: SchedulerConfig | Mapping[str, Any],
+    steps: int,
+    *,
+    schedule: SigmaSchedule | None = None,
+    begin: int = 0,
+    eta: float | None = None,
+) -> Schedule:
+    """The table of a sampler for a model, ready for the loop.
+
+    Args:
+        name: one of `SAMPLERS`.
+        scheduler_config: the model's, or the contents of its `scheduler_config.json`.
+        steps: 1 to num_train_timesteps.
+        schedule: "karras", "exponential", "beta", "ays", "ays_xl", or None for the model's own.
+        begin: the step where sampling starts (image-to-image). Rows before it stay in the table; samplers that learn
+            from earlier steps start afresh there.
+        eta: share of fresh noise, 0 to 1, for "ddim" (default 0) and "tcd" (default 0.3).
+
+    Raises:
+        ValueError: something is not as above; the message says which, its value, and what is allowed.
+    """
+    if name not in SAMPLERS:
+        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, not {name!r}")
+    config = (
+        scheduler_config
+        if isinstance(scheduler_config, SchedulerConfig)
+        else SchedulerConfig.from_dict(scheduler_config)
+    )
+    steps = _whole("steps", steps, 1, config.num_train_timesteps)
+    begin = _whole("begin", begin, 0, steps - 1)
+    if schedule is not None and schedule not in SIGMA_SCHEDULES:
+        raise ValueError(f"schedule must be one of {', '.join(SIGMA_SCHEDULES)} or None, not {schedule!r}")
+    if eta is None:
+        return SAMPLERS[name](config, steps, schedule, begin)
+    if name not in WITH_ETA:
+        raise ValueError(f"eta is for {' and '.join(sorted(WITH_ETA))}; sampler {name!r} has none")
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must be from 0 to 1, not {eta!r}")
+    return SAMPLERS[name](config, steps, schedule, begin, eta=eta)
+
+
+def default_sampler(config: SchedulerConfig) -> str:
+    """The sampler that the model's config names, where we have it, else "ddim"."""
+    return _SAMPLER_OF_CLASS.get(config.class_name or "", "ddim")
+
+
+def begin_step(steps: int, strength: float) -> int:
+    """The step where image-to-image starts: the last `int(steps * strength)` steps are run, as in diffusers.
+
+    Every request runs at least one step. A strength too low for that (0 included) is refused with the lowest one that
+    works, instead of handing the picture back as if it had been painted over.
+
+    Args:
+        steps: how many for strength 1.
+        strength: 0 to 1, how much of the picture is painted anew.
+
+    Returns:
+        0 (strength 1: start from noise) to steps - 1.
+
+    Raises:
+        ValueError: steps is not a whole number of at least 1, or strength not within the above.
+    """
+    steps = _whole("steps", steps, 1, None)
+    if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0 <= strength <= 1:
+        raise ValueError(f"strength must be a number from 0 to 1, not {strength!r}")
+    run = int(steps * strength)
+    if run < 1:
+        lowest = math.ceil(1e4 / steps) / 1e4
+        raise ValueError(f"strength {strength} of {steps} steps leaves no step to run; it must be at least {lowest}")
+    return steps - run
+
+
+def _whole(name: str, value: object, least: int, most: int | None) -> int:
+    """Accept Python's and NumPy's integers, no booleans, within bounds."""
+    allowed = f"at least {least}" if most is None else f"from {least} to {most}"
+    try:
+        number = math.nan if isinstance(value, bool) else value.__index__()  # type: ignore[attr-defined]
+    except AttributeError:
+        number = math.nan
+    if not number >= least or (most is not None and number > most):
+        raise ValueError(f"{name} must be a whole number {allowed}, not {value!r}")
+    return int(number)
