@@ -49,7 +49,7 @@ class SchedulerConfig:
     timestep_spacing: TimestepSpacing | None = None
     steps_offset: int = 0
     set_alpha_to_one: bool | None = None  # ddim, pndm, lcm, tcd: the last step lands on x0, not on training timestep 0
-    final_sigmas_type: FinalSigmas = "zero"  # the same choice for samplers that count in sigmas
+    final_sigmas_type: FinalSigmas | None = None  # the same choice for samplers that count in sigmas
     sigma_schedule: SigmaSchedule | None = None  # the file's use_karras_sigmas, use_exponential_sigmas, use_beta_sigmas
     sigma_min: float | None = None  # ends of those schedules, where they are not the training's
     sigma_max: float | None = None
@@ -59,6 +59,7 @@ class SchedulerConfig:
     solver_type: str | None = None
     lower_order_final: bool | None = None
     euler_at_final: bool = False
+    skip_prk_steps: bool | None = None
     disable_corrector: tuple[int, ...] = ()
     variance_type: Literal["fixed_small", "fixed_large"] = "fixed_small"
     original_inference_steps: int = 50
@@ -68,7 +69,7 @@ class SchedulerConfig:
         _require_one_of("beta_schedule", self.beta_schedule, get_args(BetaSchedule))
         _require_one_of("prediction_type", self.prediction_type, get_args(PredictionType))
         _require_one_of("timestep_spacing", self.timestep_spacing, (*get_args(TimestepSpacing), None))
-        _require_one_of("final_sigmas_type", self.final_sigmas_type, get_args(FinalSigmas))
+        _require_one_of("final_sigmas_type", self.final_sigmas_type, (*get_args(FinalSigmas), None))
         _require_one_of("sigma_schedule", self.sigma_schedule, (*get_args(SigmaSchedule), None))
         _require_one_of("variance_type", self.variance_type, ("fixed_small", "fixed_large"))
         _require_one_of("solver_order", self.solver_order, (1, 2, 3))

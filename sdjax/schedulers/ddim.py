@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from sdjax.schedulers.config import PredictionType, SchedulerConfig, SigmaSchedule
 from sdjax.schedulers.rows import NOISE, Row, Schedule, X, implied_noise, lay_out, predicted_x0
-from sdjax.schedulers.spacing import Level, path_by_timesteps
+from sdjax.schedulers.spacing import Level, path_by_timesteps, whole_timesteps
 
 Array = TypeVar("Array", bound=Any)
 
@@ -23,7 +23,9 @@ def ddim(
     config: SchedulerConfig, steps: int, schedule: SigmaSchedule | None = None, begin: int = 0, *, eta: float = 0.0
 ) -> Schedule:
     """DDIM; `eta` goes from 0 (the same picture every time) to 1 (as much fresh noise as DDPM adds)."""
-    path = path_by_timesteps(config, steps, schedule, "leading", clean=config.set_alpha_to_one is not False)
+    path = path_by_timesteps(
+        config, whole_timesteps(config, steps), schedule, clean=config.set_alpha_to_one is not False
+    )
     rows = []
     for i in range(steps):
         level, landing = path.level(i), path.level(i + 1)
@@ -36,7 +38,7 @@ def ddim(
 
 def ddpm(config: SchedulerConfig, steps: int, schedule: SigmaSchedule | None = None, begin: int = 0) -> Schedule:
     """DDPM's ancestral sampling (equation 7), with the posterior's variance or, `fixed_large`, the step's own."""
-    path = path_by_timesteps(config, steps, schedule, "leading", clean=True)
+    path = path_by_timesteps(config, whole_timesteps(config, steps), schedule, clean=True)
     rows = []
     for i in range(steps):
         level, landing = path.level(i), path.level(i + 1)

@@ -1,4 +1,4 @@
-"""Euler's method for the probability flow, counted in sigmas: plain and ancestral.
+"""Solvers of the probability flow in sigmas: Euler's method, plain and ancestral, and Heun's.
 
 Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models",
 https://arxiv.org/abs/2206.00364; ancestral steps as in k-diffusion.
@@ -9,13 +9,13 @@ Legend: x = x0 + sigma * noise; d = (x - x0) / sigma is dx/dsigma, the direction
 from __future__ import annotations
 
 from sdjax.schedulers.config import SchedulerConfig, SigmaSchedule
-from sdjax.schedulers.rows import NOISE, Row, Schedule, X, lay_out, predicted_x0
+from sdjax.schedulers.rows import MEMORY, NOISE, Row, Schedule, X, lay_out, predicted_x0
 from sdjax.schedulers.spacing import Level, path_by_sigmas
 
 
 def euler(config: SchedulerConfig, steps: int, schedule: SigmaSchedule | None = None, begin: int = 0) -> Schedule:
-    """Euler's method (algorithm 1 of the paper, with first-order steps)."""
-    path = path_by_sigmas(config, steps, schedule, "linspace", clean=config.final_sigmas_type == "zero")
+    """Euler's method: one call a step, first order, no fresh noise."""
+    path = path_by_sigmas(config, steps, schedule, clean=config.final_sigmas_type != "sigma_min")
     sigmas = path.sigmas
     rows = []
     for i in range(steps):
@@ -28,7 +28,7 @@ def euler(config: SchedulerConfig, steps: int, schedule: SigmaSchedule | None = 
 
 def euler_a(config: SchedulerConfig, steps: int, schedule: SigmaSchedule | None = None, begin: int = 0) -> Schedule:
     """Euler's method to below the next level, and fresh noise back up to it."""
-    path = path_by_sigmas(config, steps, schedule, "linspace", clean=True)
+    path = path_by_sigmas(config, steps, schedule, clean=True)
     sigmas = path.sigmas
     rows = []
     for i in range(steps):
@@ -37,6 +37,25 @@ def euler_a(config: SchedulerConfig, steps: int, schedule: SigmaSchedule | None 
         d = (X - x0) / sigmas[i]
         down, up = ancestral(sigmas[i], sigmas[i + 1])
         rows.append(Row(i, path.timesteps[i], level, X + d * (down - sigmas[i]) + up * NOISE, x0))
+    return lay_out(rows, Level(1.0, sigmas[steps]), init_noise=start_noise(config, sigmas[0]))
+
+
+def heun(config: SchedulerConfig, steps: int, schedule: SigmaSchedule | None = None, begin: int = 0) -> Schedule:
+    """Heun's method (algorithm 1 of the paper): two calls a step, second order; Euler's into sigma = 0."""
+    path = path_by_sigmas(config, steps, schedule, clean=True)
+    sigmas = path.sigmas
+    rows = []
+    for i in range(steps):
+        level, landing = Level(1.0, sigmas[i]), Level(1.0, sigmas[i + 1])
+        step = landing.noise - level.noise
+        x0 = predicted_x0(config.prediction_type, level)
+        d = (X - x0) / level.noise
+        rows.append(Row(i, path.timesteps[i], level, X + d * step, x0, remember=(X, d)))
+        if landing.noise > 0:
+            start, d_start = MEMORY[:2]
+            x0 = predicted_x0(config.prediction_type, landing)
+            d = (X - x0) / landing.noise
+            rows.append(Row(i, path.timesteps[i + 1], landing, start + (d_start + d) / 2 * step, x0))
     return lay_out(rows, Level(1.0, sigmas[steps]), init_noise=start_noise(config, sigmas[0]))
 
 

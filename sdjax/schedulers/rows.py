@@ -97,6 +97,8 @@ def lay_out(rows: Sequence[Row], end: Level, *, init_noise: float = 1.0) -> Sche
         update[i, 0] = row.x
         update[i, 1 : 1 + len(row.remember)] = np.reshape(row.remember, (-1, len(_BASIS)))
         update[i, HISTORY] = row.denoised
+    if end.noise == 0:  # what lands on the clean level is the estimate of the clean latents
+        update[-1, HISTORY] = update[-1, 0]
     signal = np.array([*(row.level.signal for row in rows), end.signal], np.float64)
     noise = np.array([*(row.level.noise for row in rows), end.noise], np.float64)
     return Schedule(
@@ -113,21 +115,26 @@ def lay_out(rows: Sequence[Row], end: Level, *, init_noise: float = 1.0) -> Sche
     )
 
 
-def predicted_x0(prediction_type: PredictionType, level: Level) -> Quantity:
-    """The clean latents that a network's output means, for latents X at a level.
+def combine(weights: Sequence[float] | Float64, quantities: Sequence[Quantity]) -> Quantity:
+    """Weighted sum; quantities beyond the last weight are left out."""
+    return sum((w * q for w, q in zip(weights, quantities, strict=False)), start=0 * X)
+
+
+def predicted_x0(prediction_type: PredictionType, level: Level, x: Quantity = X, output: Quantity = OUTPUT) -> Quantity:
+    """The clean latents that a network's output means, for latents x at a level.
 
     v-prediction (Salimans and Ho 2022, https://arxiv.org/abs/2202.00512, section 4) is defined for variance-preserving
     latents; `size` brings others there.
     """
     signal, noise = level
     if prediction_type == "epsilon":
-        return (X - noise * OUTPUT) / signal
+        return (x - noise * output) / signal
     if prediction_type == "sample":
-        return OUTPUT
+        return output
     size = math.hypot(signal, noise)
-    return (signal * X / size - noise * OUTPUT) / size
+    return (signal * x / size - noise * output) / size
 
 
-def implied_noise(x0: Quantity, level: Level) -> Quantity:
-    """The noise that is in X if the picture in it is x0."""
-    return (X - level.signal * x0) / level.noise
+def implied_noise(x0: Quantity, level: Level, x: Quantity = X) -> Quantity:
+    """The noise that is in x if the picture in it is x0."""
+    return (x - level.signal * x0) / level.noise

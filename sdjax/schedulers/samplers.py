@@ -8,10 +8,16 @@ from types import MappingProxyType
 from typing import Any
 
 from sdjax.schedulers.config import SchedulerConfig, SigmaSchedule
+from sdjax.schedulers.consistency import lcm, tcd
 from sdjax.schedulers.ddim import ddim, ddpm
-from sdjax.schedulers.euler import euler, euler_a
+from sdjax.schedulers.deis import deis
+from sdjax.schedulers.dpm import dpmpp_2m, dpmpp_2m_sde, dpmpp_sde
+from sdjax.schedulers.euler import euler, euler_a, heun
+from sdjax.schedulers.lms import lms
+from sdjax.schedulers.pndm import pndm
 from sdjax.schedulers.rows import Schedule
 from sdjax.schedulers.spacing import SIGMA_SCHEDULES
+from sdjax.schedulers.unipc import unipc
 
 SAMPLERS: Mapping[str, Callable[..., Schedule]] = MappingProxyType(
     {
@@ -19,11 +25,21 @@ SAMPLERS: Mapping[str, Callable[..., Schedule]] = MappingProxyType(
         "ddpm": ddpm,
         "euler": euler,
         "euler_a": euler_a,
+        "heun": heun,
+        "lms": lms,
+        "dpmpp_2m": dpmpp_2m,
+        "dpmpp_2m_sde": dpmpp_2m_sde,
+        "dpmpp_sde": dpmpp_sde,
+        "unipc": unipc,
+        "pndm": pndm,
+        "deis": deis,
+        "lcm": lcm,
+        "tcd": tcd,
     }
 )
 """Each takes (config, steps, schedule, begin), and `eta` where it is in `WITH_ETA`."""
 
-WITH_ETA = frozenset({"ddim"})
+WITH_ETA = frozenset({"ddim", "tcd"})
 
 _SAMPLER_OF_CLASS: Mapping[str, str] = MappingProxyType(
     {
@@ -31,7 +47,19 @@ _SAMPLER_OF_CLASS: Mapping[str, str] = MappingProxyType(
         "DDPMScheduler": "ddpm",
         "EulerDiscreteScheduler": "euler",
         "EulerAncestralDiscreteScheduler": "euler_a",
+        "HeunDiscreteScheduler": "heun",
+        "LMSDiscreteScheduler": "lms",
+        "DPMSolverSDEScheduler": "dpmpp_sde",
+        "UniPCMultistepScheduler": "unipc",
+        "PNDMScheduler": "pndm",
+        "DEISMultistepScheduler": "deis",
+        "LCMScheduler": "lcm",
+        "TCDScheduler": "tcd",
     }
+)
+
+_SAMPLER_OF_ALGORITHM: Mapping[str, str] = MappingProxyType(
+    {"dpmsolver++": "dpmpp_2m", "sde-dpmsolver++": "dpmpp_2m_sde"}
 )
 
 
@@ -80,6 +108,8 @@ def table(
 
 def default_sampler(config: SchedulerConfig) -> str:
     """The sampler that the model's config names, where we have it, else "ddim"."""
+    if config.class_name == "DPMSolverMultistepScheduler":
+        return _SAMPLER_OF_ALGORITHM.get(config.algorithm_type or "dpmsolver++", "ddim")
     return _SAMPLER_OF_CLASS.get(config.class_name or "", "ddim")
 
 

@@ -55,7 +55,7 @@ def timesteps(spacing: TimestepSpacing, steps: int, config: SchedulerConfig, *, 
 
     Three departures from diffusers, each where following it makes a wrong picture:
     a `steps_offset` that would lead beyond the last training timestep is cut back (leading, steps = 1000);
-    trailing is built by index, never one entry too long (61, 103, 121 ... steps);
+    trailing is cut to `steps` entries, where counting down by a fraction ends one too late (61, 103, 121 ... steps);
     and a single step starts from the noisiest timestep in every spacing, because a single step from timestep 0 or 1,
     where diffusers' leading and linspace start, returns the start noise.
 
@@ -73,7 +73,7 @@ def timesteps(spacing: TimestepSpacing, steps: int, config: SchedulerConfig, *, 
     if steps == 1:
         return np.array([count - 1.0])
     if spacing == "trailing":
-        return np.round(count - np.arange(steps) * count / steps) - 1
+        return np.round(np.arange(count, 0, -count / steps)[:steps]) - 1
     points = min(points or steps, count)  # at steps = num_train_timesteps there is no room for one more
     if spacing == "linspace":
         return np.linspace(0, count - 1, points)[::-1][:steps]
@@ -82,67 +82,83 @@ def timesteps(spacing: TimestepSpacing, steps: int, config: SchedulerConfig, *, 
     return (np.arange(points) * stride)[::-1][:steps] + float(offset)
 
 
-def path_by_timesteps(
-    config: SchedulerConfig, steps: int, schedule: SigmaSchedule | None, spacing: TimestepSpacing, *, clean: bool
-) -> Path:
-    """For samplers that count in training timesteps (DDIM and its kin): whole timesteps, levels exactly as trained.
+def whole_timesteps(config: SchedulerConfig, steps: int) -> Float64:
+    """The timesteps of DDIM and its kin: those of `timesteps`, rounded; the default spacing is "leading"."""
+    return np.round(timesteps(config.timestep_spacing or "leading", steps, config))
 
-    Zero terminal SNR stays zero. A sigma schedule spans all trained levels.
+
+def path_by_timesteps(
+    config: SchedulerConfig, timesteps: Float64, schedule: SigmaSchedule | None, *, clean: bool
+) -> Path:
+    """For samplers that count in training timesteps: levels exactly as trained (zero terminal SNR stays zero).
 
     Args:
-        config: the model's; its own `timestep_spacing` goes before `spacing`.
-        steps: how many.
-        schedule: a sigma schedule, or None for the config's own.
-        spacing: the sampler's default.
-        clean: whether the last step lands on the clean picture, or on training timestep 0.
+        config: the model's.
+        timesteps: (steps,) whole numbers.
+        schedule: a sigma schedule, or None for the config's own. It replaces `timesteps`, all but their number, and
+            spans all trained levels.
+        clean: whether the last step lands on the clean picture, or on training timestep 0. With a sigma schedule it
+            does the latter only if the config's `final_sigmas_type` is "sigma_min", too.
     """
-    end = _last_level(config, clean=clean)
     schedule = schedule or config.sigma_schedule
     if schedule is not None:
-        trained = training_sigmas(config)
-        return _path(config, _scheduled(config, schedule, steps, trained[-1], trained[0]), end)
-    t = np.round(timesteps(config.timestep_spacing or spacing, steps, config))
-    a = alphas_cumprod(config)[t.astype(int)]
-    return Path(t, np.append(np.sqrt(a), end.signal), np.append(np.sqrt(1 - a), end.noise))
+        return _scheduled_path(config, len(timesteps), schedule, training_sigmas(config), clean=clean)
+    trained = alphas_cumprod(config)
+    a = np.append(trained[timesteps.astype(int)], 1 if clean else trained[0])
+    return Path(timesteps, np.sqrt(a), np.sqrt(1 - a))
 
 
-def path_by_sigmas(
-    config: SchedulerConfig, steps: int, schedule: SigmaSchedule | None, spacing: TimestepSpacing, *, clean: bool
-) -> Path:
+def path_by_sigmas(config: SchedulerConfig, steps: int, schedule: SigmaSchedule | None, *, clean: bool) -> Path:
     """For samplers that count in sigmas (Euler and its kin): timesteps may be fractional, sigmas are interpolated.
 
-    A sigma schedule spans the levels of the first and the last step, as in diffusers. Arguments as in
-    `path_by_timesteps`.
+    The default spacing is "linspace". A sigma schedule spans the levels of the first and the last step, as in
+    diffusers. Arguments as in `path_by_timesteps`.
     """
-    end = _last_level(config, clean=clean)
+    trained = training_sigmas(config)
+    t = timesteps(config.timestep_spacing or "linspace", steps, config)
+    sigmas = np.interp(t, np.arange(len(trained)), trained)
     schedule = schedule or config.sigma_schedule
-    t = timesteps(config.timestep_spacing or spacing, steps, config)
-    sigmas = np.interp(t, np.arange(config.num_train_timesteps), training_sigmas(config))
     if schedule is not None:
-        return _path(config, _scheduled(config, schedule, steps, sigmas[0], sigmas[-1]), end)
-    return _path(config, sigmas, end)._replace(timesteps=t)
+        return _scheduled_path(config, steps, schedule, sigmas if clean else np.append(sigmas, trained[0]), clean=clean)
+    return _path(t, np.append(sigmas, 0 if clean else trained[0]))
 
 
-def _path(config: SchedulerConfig, sigmas: Float64, end: Level) -> Path:
-    """Levels at the sigmas given, which need not be trained ones, and the `end` after the last."""
+def path_by_log_snr(config: SchedulerConfig, steps: int, schedule: SigmaSchedule | None, *, clean: bool) -> Path:
+    """For solvers that count in log(signal / noise) (DPM-Solver, UniPC, DEIS): whole timesteps, never down to 0.
+
+    The default spacing is "linspace". With it and with leading, steps + 1 points are laid out and the last, timestep 0,
+    is left out. A sigma schedule spans all trained levels; for it, too, the network is told whole timesteps, rounded
+    for karras and cut off for exponential and beta, as in diffusers. Arguments as in `path_by_timesteps`.
+    """
+    trained = training_sigmas(config)
+    schedule = schedule or config.sigma_schedule
+    if schedule is not None:
+        path = _scheduled_path(config, steps, schedule, trained, clean=clean)
+        whole = np.floor if schedule in ("exponential", "beta") else np.round
+        return path._replace(timesteps=whole(path.timesteps))
+    t = np.round(timesteps(config.timestep_spacing or "linspace", steps, config, points=steps + 1))
+    return _path(t, np.append(trained[t.astype(int)], 0 if clean else trained[0]))
+
+
+def _path(timesteps: Float64, sigmas: Float64) -> Path:
     size = np.hypot(1, sigmas)
-    t = timesteps_of_sigmas(config, sigmas)
-    return Path(t, np.append(1 / size, end.signal), np.append(sigmas / size, end.noise))
+    return Path(timesteps, 1 / size, sigmas / size)
 
 
-def _last_level(config: SchedulerConfig, *, clean: bool) -> Level:
-    """Where the last step lands: the clean picture, or the least noise that the network was trained on."""
-    a = 1.0 if clean else float(alphas_cumprod(config)[0])
-    return Level(a**0.5, (1 - a) ** 0.5)
+def _scheduled_path(
+    config: SchedulerConfig, steps: int, schedule: SigmaSchedule, trained: Float64, *, clean: bool
+) -> Path:
+    """A named schedule between the ends of `trained` sigmas (in either order), or those that the config sets.
 
-
-def _scheduled(
-    config: SchedulerConfig, schedule: SigmaSchedule, steps: int, largest: float, smallest: float
-) -> Float64:
-    """A named schedule between two sigmas, where the config doesn't set others."""
-    largest = largest if config.sigma_max is None else config.sigma_max
-    smallest = smallest if config.sigma_min is None else config.sigma_min
-    return scheduled_sigmas(schedule, steps, largest, smallest)
+    It lands on the clean picture; on noise only for a sampler that can, and if the config says so in sigmas
+    (`set_alpha_to_one` doesn't count: it speaks of training timestep 0, which is where these schedules start their
+    last step).
+    """
+    largest = config.sigma_max or float(trained.max())
+    smallest = config.sigma_min or float(trained.min())
+    clean = clean or config.final_sigmas_type != "sigma_min"
+    sigmas = scheduled_sigmas(schedule, steps, largest, smallest, clean=clean)
+    return _path(timesteps_of_sigmas(config, sigmas[:-1]), sigmas)
 
 
 def training_sigmas(config: SchedulerConfig) -> Float64:
@@ -157,27 +173,40 @@ def timesteps_of_sigmas(config: SchedulerConfig, sigmas: Float64) -> Float64:
     return np.interp(np.log(np.maximum(sigmas, 1e-10)), trained, np.arange(len(trained)))
 
 
-def scheduled_sigmas(schedule: SigmaSchedule, steps: int, largest: float, smallest: float) -> Float64:
-    """Sigmas of a named schedule.
+def scheduled_sigmas(
+    schedule: SigmaSchedule, steps: int, largest: float, smallest: float, *, clean: bool = True
+) -> Float64:
+    """Sigmas of a named schedule, and where it lands.
 
     - karras: evenly in sigma**(1/7) (Karras et al. 2022, https://arxiv.org/abs/2206.00364, equation 5)
     - exponential: evenly in log sigma
     - beta: quantiles of the Beta(0.6, 0.6) distribution (Lee et al. 2024, https://arxiv.org/abs/2407.12173)
-    - ays, ays_xl: Align Your Steps (Sabour et al. 2024, https://arxiv.org/abs/2404.14507), the published tables for
+    - ays, ays_xl: Align Your Steps (Sabour et al. 2024, https://arxiv.org/abs/2404.14507), the published ten steps for
       Stable Diffusion 1.5 and XL, whatever `largest` and `smallest` are; other step counts interpolate log sigma.
 
+    Args:
+        schedule: one of these.
+        steps: how many.
+        largest: where the first step starts.
+        smallest: where the last step starts, or, unless `clean`, where it lands. (diffusers lets it start and land
+            there, a step that does nothing.)
+        clean: whether to land on sigma 0.
+
     Returns:
-        (steps,) float64, strictly decreasing from `largest` to `smallest`.
+        (steps + 1,) float64, strictly decreasing.
     """
+    points = steps if clean else steps + 1
     if schedule == "karras":
-        return np.linspace(largest ** (1 / 7), smallest ** (1 / 7), steps) ** 7.0
-    if schedule == "exponential":
-        return np.geomspace(largest, smallest, steps)
-    if schedule == "beta":
-        return smallest + _beta_quantiles(np.linspace(1, 0, steps)) * (largest - smallest)
-    published = np.log(_ALIGN_YOUR_STEPS[schedule])
-    # The published list ends with the level after its last step, so it is read at one point more than there are steps.
-    return np.exp(np.interp(np.linspace(0, 1, steps + 1), np.linspace(0, 1, len(published)), published))[:-1]
+        sigmas: Float64 = np.linspace(largest ** (1 / 7), smallest ** (1 / 7), points) ** 7.0
+    elif schedule == "exponential":
+        sigmas = np.geomspace(largest, smallest, points)
+    elif schedule == "beta":
+        sigmas = smallest + _beta_quantiles(np.linspace(1, 0, points)) * (largest - smallest)
+    else:
+        published = np.log(np.array(_ALIGN_YOUR_STEPS[schedule]))
+        position = np.linspace(0, len(published) - 1, steps + 1)[:points]
+        sigmas = np.exp(np.interp(position, np.arange(len(published)), published))
+    return np.append(sigmas, 0.0) if clean else sigmas
 
 
 SIGMA_SCHEDULES: tuple[SigmaSchedule, ...] = get_args(SigmaSchedule)

@@ -1,15 +1,21 @@
 """Whole walks through a sampler, in NumPy by our tables and in PyTorch by diffusers, with one made-up network."""
 
+import sys
+import types
 import warnings
 from contextlib import contextmanager
+from importlib import import_module
 from unittest import mock
 
 import numpy as np
 import torch
 
-from sdjax.schedulers import HISTORY, SchedulerConfig, alphas_cumprod
+from sdjax.schedulers import HISTORY, SchedulerConfig, alphas_cumprod, table
 
 torch.set_num_threads(1)
+# diffusers wants torchsde for its DPMSolverSDEScheduler, to draw the noise that these tests bring along.
+sys.modules.setdefault("torchsde", types.ModuleType("torchsde"))
+DPMSolverSDEScheduler = import_module("diffusers.schedulers.scheduling_dpmsolver_sde").DPMSolverSDEScheduler
 
 SHAPE = (2, 8, 8, 4)
 STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -25,50 +31,89 @@ def noises(count, seed=1):
     return np.random.default_rng(seed).standard_normal((count, *SHAPE))
 
 
-def run_table(schedule, start, fresh, *, first_row=0, function=network):
-    """Every state[0] after `first_row`, the first being `start` itself, and the last estimate of x0."""
+def run_table(schedule, start, fresh, *, first_row=0, function=None):
+    """Run the rows from `first_row` on: every state[0], the first being `start`, and every estimate of x0.
+
+    `function(scaled latents, row)` stands for the network.
+    """
+    function = function or (lambda latents, i: network(latents, schedule.timesteps[i]))
     state = np.zeros((1 + HISTORY, *np.shape(start)))
     state[0] = start
-    walk = [state[0]]
+    # what was remembered before the first row must not matter
+    state[1:] = 1e6
+    walk, denoised = [state[0]], []
     for i in range(first_row, len(schedule.timesteps)):
-        output = function(schedule.input_scale[i] * state[0], schedule.timesteps[i])
+        output = function(schedule.input_scale[i] * state[0], i)
         state = np.tensordot(schedule.A[i], state, 1)
         state = state + np.multiply.outer(schedule.B[i], output) + np.multiply.outer(schedule.C[i], fresh[i])
         walk.append(state[0])
-    return np.array(walk), state[HISTORY]
+        denoised.append(state[HISTORY])
+    return np.array(walk), np.array(denoised)
 
 
 def diffusers_scheduler(cls, steps, **options):
     """One of diffusers' schedulers, ready to walk, with its float32 levels replaced by float64 ones.
 
-    So what is compared are formulas, not roundings. The levels themselves are compared in test_config.py.
+    So what is compared are formulas, not roundings. The levels themselves are compared in test_scheduler_config.py.
     """
     scheduler = cls(**options)
-    a = torch.from_numpy(alphas_cumprod(SchedulerConfig.from_dict({"_class_name": cls.__name__, **options})))
+    a = alphas_cumprod(SchedulerConfig.from_dict({"_class_name": cls.__name__, **options}))
     if scheduler.alphas_cumprod[-1] > 0:
-        a[-1] = a[-1].clip(min=2**-24)  # the floor that all but DDIM and its kin put under a zero terminal SNR
-    scheduler.alphas_cumprod = a
-    scheduler.alpha_t, scheduler.sigma_t = a**0.5, (1 - a) ** 0.5
-    scheduler.lambda_t = scheduler.alpha_t.log() - scheduler.sigma_t.log()
-    if hasattr(scheduler, "final_alpha_cumprod") and not options.get("set_alpha_to_one", True):
+        a = np.maximum(a, 2**-24)  # the floor that all but DDIM and its kin put under a zero terminal SNR
+    scheduler.alphas_cumprod = a = torch.from_numpy(a)
+    if hasattr(scheduler, "lambda_t"):
+        scheduler.alpha_t, scheduler.sigma_t = a**0.5, (1 - a) ** 0.5
+        scheduler.lambda_t = scheduler.alpha_t.log() - scheduler.sigma_t.log()
+    if hasattr(scheduler, "final_alpha_cumprod") and scheduler.final_alpha_cumprod < 1:
         scheduler.final_alpha_cumprod = a[0]
     scheduler.set_timesteps(steps)
+    if hasattr(scheduler, "sigmas"):
+        scheduler.sigmas = scheduler.sigmas.double()
     return scheduler
 
 
-def run_diffusers(scheduler, start, fresh, *, first=0, **step_options):
-    """The same by a diffusers scheduler whose timesteps are set: (calls + 1, *shape)."""
+def run_diffusers(scheduler, start, fresh, *, first_row=0, **step_options):
+    """The same by a diffusers scheduler whose timesteps are set."""
+    if first_row:
+        scheduler.set_begin_index(first_row)
     sample = torch.from_numpy(start)
     walk = [start]
-    drawn = iter(fresh[first:])
-    with feeding(drawn), warnings.catch_warnings():
+    with feeding(iter(fresh[first_row:])), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for t in scheduler.timesteps[first:]:
+        for t in scheduler.timesteps[first_row:]:
             scaled = scheduler.scale_model_input(sample, t)
             output = torch.from_numpy(network(scaled.double().numpy(), float(t)))
             sample = scheduler.step(output, t, sample, return_dict=False, **step_options)[0].double()
             walk.append(sample.numpy())
     return np.array(walk)
+
+
+def walks(name, cls, steps, *, first_row=0, table_options=None, step_options=None, **options):
+    """Our walk and diffusers', from one config and with the same noise, each in units of its noise level.
+
+    Also checks that both tell the network the same timesteps and start alike: from pure noise, or, for
+    `first_row` > 0, from clean latents and noise.
+    """
+    options = {**STABLE_DIFFUSION, **options}
+    theirs = diffusers_scheduler(cls, steps, **options)
+    ours = table(name, {"_class_name": cls.__name__, **options}, steps, **(table_options or {}))
+    # a timestep sought among float32 sigmas is good to a hundredth
+    np.testing.assert_allclose(ours.timesteps, theirs.timesteps.numpy(), atol=0.02)
+    np.testing.assert_allclose(ours.init_noise, float(theirs.init_noise_sigma), rtol=1e-6)
+
+    clean, noise = noises(2)
+    start = ours.init_noise * noise
+    if first_row:
+        start = ours.signal[first_row] * clean + ours.noise[first_row] * noise
+        theirs.set_begin_index(first_row)
+        t = theirs.timesteps[first_row : first_row + 1].repeat(len(clean))
+        noised = theirs.add_noise(torch.from_numpy(clean), torch.from_numpy(noise), t).numpy()
+        np.testing.assert_allclose(start, noised, rtol=1e-4, atol=1e-5)
+    fresh = noises(len(ours.timesteps), seed=2)
+    ours_walk, _ = run_table(ours, start, fresh, first_row=first_row)
+    theirs_walk = run_diffusers(theirs, start, fresh, first_row=first_row, **(step_options or {}))
+    size = np.hypot(ours.signal, ours.noise)[first_row:, None, None, None, None]
+    return ours_walk / size, theirs_walk / size
 
 
 @contextmanager
@@ -78,8 +123,24 @@ def feeding(drawn):
     def randn_tensor(shape, **_):
         return torch.from_numpy(np.array(next(drawn)))
 
+    class BrownianPath:
+        """Two calls a step, the second over an interval that contains the first's."""
+
+        def __init__(self, *_):
+            self.first = None
+
+        def __call__(self, sigma, sigma_next):
+            fresh = torch.from_numpy(np.array(next(drawn)))
+            if self.first is None:
+                self.first = (fresh, sigma - sigma_next)
+                return fresh
+            (first, done), self.first = self.first, None
+            whole = sigma - sigma_next
+            return (first * done**0.5 + fresh * (whole - done) ** 0.5) / whole**0.5
+
     modules = ("ddim", "ddpm", "euler_discrete", "euler_ancestral_discrete", "dpmsolver_multistep", "lcm", "tcd")
     patches = [mock.patch(f"diffusers.schedulers.scheduling_{name}.randn_tensor", randn_tensor) for name in modules]
+    patches.append(mock.patch("diffusers.schedulers.scheduling_dpmsolver_sde.BrownianTreeNoiseSampler", BrownianPath))
     for patch in patches:
         patch.start()
     try:
