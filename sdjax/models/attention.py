@@ -104,7 +104,9 @@ class FeedForward(nnx.Module):
     """The transformer's two-layer network, four times as wide inside."""
 
     def __init__(self, channels: int, **setup: Unpack[Setup]) -> None:
-        self.net = nnx.List([GEGLU(channels, 4 * channels, **setup), Identity(), nnx.Linear(4 * channels, channels, **setup)])
+        self.net = nnx.List(
+            [GEGLU(channels, 4 * channels, **setup), Identity(), nnx.Linear(4 * channels, channels, **setup)]
+        )
 
     def __call__(self, x: Array) -> Array:
         """Map (..., channels) to the same shape."""

@@ -1,6 +1,7 @@
 """A model taken apart: a static definition, and the parameters that fill it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
 import jax
@@ -8,7 +9,11 @@ from flax import nnx
 from flax.core import FrozenDict, unfreeze
 from jax.typing import DTypeLike
 
-Params: TypeAlias = Mapping[str | int, Any]
+from sdjax.models.clip import CLIPText
+from sdjax.models.unet import UNet, UNetConfig
+from sdjax.models.vae import VAE, VAEConfig
+
+Params: TypeAlias = FrozenDict[Any, Any]
 """A nested immutable mapping whose leaves are arrays; a path joined with dots is the checkpoint's name."""
 
 Module = TypeVar("Module", bound=nnx.Module)
@@ -34,11 +39,11 @@ def define(
     return definition, FrozenDict(nnx.to_pure_dict(state))
 
 
-def initialise(definition_of: Callable[..., Module], config: Any, *, dtype: DTypeLike, seed: int) -> Params:
+def initialise(model: Callable[..., Module], config: Any, *, dtype: DTypeLike, seed: int) -> Params:
     """Draw fresh float32 parameters, as a training run starts from."""
 
     def draw() -> Any:
-        module = definition_of(config, dtype=dtype, param_dtype="float32", rngs=nnx.Rngs(seed))
+        module = model(config, dtype=dtype, param_dtype="float32", rngs=nnx.Rngs(seed))
         return nnx.to_pure_dict(nnx.split(module)[1])
 
     return FrozenDict(jax.jit(draw)())
@@ -46,4 +51,29 @@ def initialise(definition_of: Callable[..., Module], config: Any, *, dtype: DTyp
 
 def bind(definition: "nnx.GraphDef[Module]", params: Params) -> Module:
     """Put parameters back into a definition: a module to call, cheap enough to make inside every traced function."""
-    return nnx.merge(definition, unfreeze(params))
+    module: Module = nnx.merge(definition, unfreeze(params))
+    return module
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A whole checkpoint without its weights: static, hashable, equal for equal checkpoints.
+
+    Attributes:
+        unet: the denoiser's definition, `unet_config` its sizes.
+        vae: the autoencoder's definition, `vae_config` its sizes.
+        text_encoders: name in `params` and definition of each encoder, in the order in which the UNet reads them.
+        dtype: of the denoiser's arithmetic.
+    """
+
+    unet: "nnx.GraphDef[UNet]"
+    vae: "nnx.GraphDef[VAE]"
+    text_encoders: tuple[tuple[str, "nnx.GraphDef[CLIPText]"], ...]
+    unet_config: UNetConfig
+    vae_config: VAEConfig
+    dtype: str
+
+    @property
+    def is_xl(self) -> bool:
+        """Whether the UNet also hears pooled text and time ids, as SDXL's does."""
+        return self.unet_config.projection_input_dim is not None

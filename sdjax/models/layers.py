@@ -15,7 +15,7 @@ from sdjax.models.convolution import conv2d
 
 
 class Setup(TypedDict):
-    """What every layer is built with: the arithmetic's dtype, the parameters' dtype, and the source of initial values."""
+    """What every layer is built with: the dtypes of arithmetic and parameters, and the source of initial values."""
 
     dtype: DTypeLike
     param_dtype: DTypeLike

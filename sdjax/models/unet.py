@@ -61,7 +61,9 @@ class UNetConfig:
             ValueError: it asks for something that this implementation does not do, or a list has a wrong length.
         """
         check_keys(config, model="UNet", read=_READ, fixed=_FIXED, ignored=_IGNORED)
-        config = _DEFAULTS | {key: value for key, value in config.items() if value is not None or key == "mid_block_type"}
+        config = _DEFAULTS | {
+            key: value for key, value in config.items() if value is not None or key == "mid_block_type"
+        }
         blocks = len(config["block_out_channels"])
 
         def each(key: str, value: Any = None) -> tuple[Any, ...]:
@@ -77,7 +79,7 @@ class UNetConfig:
         if config["addition_embed_type"] not in (None, "text_time"):
             raise ValueError(f"UNet config: addition_embed_type is {config['addition_embed_type']!r}, not 'text_time'")
         has_time_ids = config["addition_embed_type"] == "text_time"
-        # `attention_head_dim` has always meant the number of heads (diffusers issue 2011): every published config relies on it.
+        # `attention_head_dim` has always meant the number of heads (diffusers issue 2011); published configs rely on it
         heads_key = "num_attention_heads" if config["num_attention_heads"] is not None else "attention_head_dim"
         return cls(
             in_channels=config["in_channels"],
@@ -166,7 +168,7 @@ class _TimestepMLP(nnx.Module):
         return self.linear_2(jax.nn.silu(self.linear_1(x)))
 
 
-def _resnets(config: UNetConfig, channels: int, inputs: Sequence[int], **setup: Unpack[Setup]) -> nnx.List:
+def _resnets(config: UNetConfig, channels: int, inputs: Sequence[int], **setup: Unpack[Setup]) -> "nnx.List[Any]":
     shared = {
         "groups": config.norm_num_groups,
         "epsilon": config.norm_eps,
@@ -176,7 +178,7 @@ def _resnets(config: UNetConfig, channels: int, inputs: Sequence[int], **setup: 
     return nnx.List([ResnetBlock(width, channels, **shared) for width in inputs])
 
 
-def _transformers(config: UNetConfig, level: int, count: int, **setup: Unpack[Setup]) -> nnx.List:
+def _transformers(config: UNetConfig, level: int, count: int, **setup: Unpack[Setup]) -> "nnx.List[Any]":
     return nnx.List(
         [
             Transformer2D(
@@ -245,9 +247,7 @@ class _UpBlock(nnx.Module):
         self.attentions = _transformers(config, level, len(skips) if config.up_attention[level] else 0, **setup)
         self.upsamplers = nnx.List([] if level == 0 else [Upsample(channels, **setup)])
 
-    def __call__(
-        self, x: Array, time: Array, context: Array, skips: Sequence[Array], size: tuple[int, int]
-    ) -> Array:
+    def __call__(self, x: Array, time: Array, context: Array, skips: Sequence[Array], size: tuple[int, int]) -> Array:
         for resnet, transformer, skip in zip_longest(self.resnets, self.attentions, skips):
             x = resnet(jnp.concatenate([x, skip], axis=-1), time)
             x = x if transformer is None else transformer(x, context)
@@ -316,10 +316,10 @@ class UNet(nnx.Module):
         for block in self.down_blocks:
             skips += block(skips[-1], time, context)
         x = skips[-1] if self.mid_block is None else self.mid_block(skips[-1], time, context)
-        for block in self.up_blocks:
-            taken = [skips.pop() for _ in block.resnets]
+        for up in self.up_blocks:
+            taken = [skips.pop() for _ in up.resnets]
             height, width = skips[-1].shape[1:3] if skips else x.shape[1:3]
-            x = block(x, time, context, taken, (height, width))
+            x = up(x, time, context, taken, (height, width))
         return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
 
     def _time(self, timesteps: Array, added: AddedConditioning | None, condition: Array | None) -> Array:
@@ -336,5 +336,5 @@ class UNet(nnx.Module):
         if added is None:
             raise ValueError("this UNet needs `added`: pooled text embeddings and time ids (SDXL)")
         batch = timesteps.shape[0]
-        ids = sinusoids(added.time_ids.reshape(-1), config.addition_time_embed_dim).reshape(batch, -1)
+        ids = sinusoids(added.time_ids.reshape(-1), config.addition_time_embed_dim or 0).reshape(batch, -1)
         return time + self.add_embedding(jnp.concatenate([added.text_embeds.astype(self.dtype), ids], axis=-1))

@@ -167,7 +167,10 @@ class Decoder(nnx.Module):
         self.mid_block = _MidBlock(widths[0], groups=groups, attends=config.mid_block_add_attention, **setup)
         shared = {"layers": config.layers_per_block + 1, "groups": groups, **setup}
         self.up_blocks = nnx.List(
-            [_UpBlock(widths[max(i - 1, 0)], width, last=i == len(widths) - 1, **shared) for i, width in enumerate(widths)]
+            [
+                _UpBlock(widths[max(i - 1, 0)], width, last=i == len(widths) - 1, **shared)
+                for i, width in enumerate(widths)
+            ]
         )
         self.conv_norm_out = GroupNorm(groups, widths[-1], epsilon=EPSILON, **setup)
         self.conv_out = Conv(widths[-1], config.out_channels, 3, **setup)

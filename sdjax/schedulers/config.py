@@ -66,25 +66,24 @@ class SchedulerConfig:
     timestep_scaling: float = 10.0
 
     def __post_init__(self) -> None:
-        _require_one_of("beta_schedule", self.beta_schedule, get_args(BetaSchedule))
-        _require_one_of("prediction_type", self.prediction_type, get_args(PredictionType))
-        _require_one_of("timestep_spacing", self.timestep_spacing, (*get_args(TimestepSpacing), None))
-        _require_one_of("final_sigmas_type", self.final_sigmas_type, (*get_args(FinalSigmas), None))
-        _require_one_of("sigma_schedule", self.sigma_schedule, (*get_args(SigmaSchedule), None))
-        _require_one_of("variance_type", self.variance_type, ("fixed_small", "fixed_large"))
-        _require_one_of("solver_order", self.solver_order, (1, 2, 3))
-        for name in ("num_train_timesteps", "original_inference_steps"):
-            if not _is_whole(getattr(self, name), least=1):
-                raise ValueError(f"{name} must be a whole number of at least 1, not {getattr(self, name)!r}")
-        if not _is_whole(self.steps_offset, least=0):
-            raise ValueError(f"steps_offset must be a whole number of at least 0, not {self.steps_offset!r}")
-        if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
-            raise ValueError(
-                f"trained_betas has {len(self.trained_betas)} values, num_train_timesteps is {self.num_train_timesteps}"
-            )
+        for name, allowed in _ONE_OF.items():
+            _require_one_of(name, getattr(self, name), allowed)
+        _require_whole("num_train_timesteps", self.num_train_timesteps, least=1)
+        _require_whole("original_inference_steps", self.original_inference_steps, least=1)
+        _require_whole("steps_offset", self.steps_offset, least=0)
         for name in ("beta_start", "beta_end"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie between 0 and 1, not {getattr(self, name)!r}")
+            _require_between(name, getattr(self, name), 1.0)
+        for name in ("sigma_min", "sigma_max", "timestep_scaling"):
+            if getattr(self, name) is not None:
+                _require_between(name, getattr(self, name), math.inf)
+        if self.trained_betas is not None:
+            if len(self.trained_betas) != self.num_train_timesteps:
+                raise ValueError(
+                    f"trained_betas must have num_train_timesteps = {self.num_train_timesteps} values, "
+                    f"not {len(self.trained_betas)}"
+                )
+            for beta in self.trained_betas:
+                _require_between("trained_betas", beta, 1.0)
         if self.rescale_betas_zero_snr and self.prediction_type == "epsilon":
             raise ValueError(
                 "rescale_betas_zero_snr needs prediction_type 'v_prediction' or 'sample', not 'epsilon': "
@@ -192,6 +191,23 @@ _BETAS = MappingProxyType(
     }
 )
 
+_ONE_OF: Mapping[str, tuple[object, ...]] = MappingProxyType(
+    {
+        "beta_schedule": get_args(BetaSchedule),
+        "rescale_betas_zero_snr": (False, True),
+        "prediction_type": get_args(PredictionType),
+        "timestep_spacing": (*get_args(TimestepSpacing), None),
+        "set_alpha_to_one": (False, True, None),
+        "final_sigmas_type": (*get_args(FinalSigmas), None),
+        "sigma_schedule": (*get_args(SigmaSchedule), None),
+        "solver_order": (1, 2, 3),
+        "lower_order_final": (False, True, None),
+        "euler_at_final": (False, True),
+        "skip_prk_steps": (False, True, None),
+        "variance_type": ("fixed_small", "fixed_large"),
+    }
+)
+
 # Keys of which we do one value only (the first is also what leaving the key out means).
 _ONLY: Mapping[str, tuple[object, ...]] = MappingProxyType(
     {
@@ -241,13 +257,20 @@ def _training_defaults(class_name: str | None, given: Mapping[str, Any]) -> dict
 
 
 def _require_one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    if value not in allowed or isinstance(value, bool):
+    # True equals 1, but is no solver order
+    if value not in allowed or type(value) not in {type(one) for one in allowed}:
         raise ValueError(f"{name} must be {_listed(allowed)}, not {value!r}")
+
+
+def _require_whole(name: str, value: object, *, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
+
+
+def _require_between(name: str, value: object, bound: float) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < bound:
+        raise ValueError(f"{name} must lie between 0 and {bound}, not {value!r}")
 
 
 def _listed(allowed: tuple[object, ...]) -> str:
     return " or ".join(repr(value) for value in allowed)
-
-
-def _is_whole(value: object, *, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least

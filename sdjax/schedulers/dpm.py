@@ -19,14 +19,21 @@ from sdjax.schedulers.spacing import Level, path_by_log_snr, path_by_sigmas, tim
 
 
 def dpmpp_2m(config: SchedulerConfig, steps: int, schedule: SigmaSchedule | None = None, begin: int = 0) -> Schedule:
-    """DPM-Solver++(2M), algorithm 2; of the config's `solver_order` if that is 1 or 3."""
+    """DPM-Solver++(2M), algorithm 2; of the config's `solver_order` if that is 1 or 3.
+
+    The third-order step is the published one. It gives the second difference half the weight that an exact integral
+    would, so its walk is of second order, too, with a smaller error.
+    """
     return _multistep(config, steps, schedule, begin, stochastic=False)
 
 
 def dpmpp_2m_sde(
     config: SchedulerConfig, steps: int, schedule: SigmaSchedule | None = None, begin: int = 0
 ) -> Schedule:
-    """SDE-DPM-Solver++(2M): the same solver for the reverse diffusion, with fresh noise in every step."""
+    """SDE-DPM-Solver++(2M): the same solver for the reverse diffusion, with fresh noise in every step.
+
+    Of third order it is k-diffusion's 3M SDE; diffusers has the second difference with the wrong sign.
+    """
     return _multistep(config, steps, schedule, begin, stochastic=True)
 
 

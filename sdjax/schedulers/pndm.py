@@ -30,8 +30,9 @@ WEIGHTS = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 /
 def pndm(config: SchedulerConfig, steps: int, schedule: SigmaSchedule | None = None, begin: int = 0) -> Schedule:
     """PLMS: one call a step, but two in the step that starts it (`begin`), which Heun's method makes second order.
 
-    What is averaged are the network's outputs as they are, whatever they predict (as in diffusers). Two departures
-    from diffusers: steps land on the next timestep of the list (see `ddim`), and image-to-image starts with the
+    What is averaged are the network's outputs as they are, whatever they predict, as in diffusers: second order for
+    epsilon and sample, but only first for v_prediction, where another sampler serves better. Two departures from
+    diffusers: steps land on the next timestep of the list (see `ddim`), and image-to-image starts with the
     two-call step, where diffusers drops one of the two calls and then steps from a level that x is not at.
 
     Raises:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from sdjax.schedulers.config import SchedulerConfig, SigmaSchedule
 from sdjax.schedulers.consistency import lcm, tcd
 from sdjax.schedulers.ddim import ddim, ddpm
@@ -101,9 +103,7 @@ def table(
         return SAMPLERS[name](config, steps, schedule, begin)
     if name not in WITH_ETA:
         raise ValueError(f"eta is for {' and '.join(sorted(WITH_ETA))}; sampler {name!r} has none")
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta must be from 0 to 1, not {eta!r}")
-    return SAMPLERS[name](config, steps, schedule, begin, eta=eta)
+    return SAMPLERS[name](config, steps, schedule, begin, eta=_fraction("eta", eta))
 
 
 def default_sampler(config: SchedulerConfig) -> str:
@@ -130,13 +130,18 @@ def begin_step(steps: int, strength: float) -> int:
         ValueError: steps is not a whole number of at least 1, or strength not within the above.
     """
     steps = _whole("steps", steps, 1, None)
-    if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0 <= strength <= 1:
-        raise ValueError(f"strength must be a number from 0 to 1, not {strength!r}")
-    run = int(steps * strength)
+    run = int(steps * _fraction("strength", strength))
     if run < 1:
         lowest = math.ceil(1e4 / steps) / 1e4
         raise ValueError(f"strength {strength} of {steps} steps leaves no step to run; it must be at least {lowest}")
     return steps - run
+
+
+def _fraction(name: str, value: object) -> float:
+    """Accept numbers from 0 to 1, no booleans."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating)) or not 0 <= value <= 1:
+        raise ValueError(f"{name} must be a number from 0 to 1, not {value!r}")
+    return float(value)
 
 
 def _whole(name: str, value: object, least: int, most: int | None) -> int:

@@ -1,0 +1,119 @@
+"""From the parts of a checkpoint, wherever they came from, to a definition and its parameters."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+from flax.core import FrozenDict
+from jax.typing import DTypeLike
+from numpy.typing import NDArray
+
+from sdjax.errors import CheckpointError
+from sdjax.loading.tokenizer import ClipTokenizer
+from sdjax.loading.weights import LeafPath, Tensor, fill
+from sdjax.models import VAE, CLIPText, CLIPTextConfig, Definition, Params, UNet, UNetConfig, VAEConfig, define
+from sdjax.schedulers import SchedulerConfig
+
+Config = TypeVar("Config")
+TEXT_ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+
+
+class Parts(NamedTuple):
+    """A checkpoint before its weights are read.
+
+    `configs` and `tensors` are by component ("unet", "vae", "text_encoder", "text_encoder_2", and for configs
+    "scheduler" and "model_index"), tensors under their published names; `tokenizers` are by text encoder.
+    """
+
+    source: str
+    configs: Mapping[str, Mapping[str, Any]]
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    tokenizers: Mapping[str, ClipTokenizer]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint: data and static definition, no behaviour.
+
+    `configs` are the config.json files as they were, for saving.
+    """
+
+    source: str
+    definition: Definition
+    params: Params
+    tokenizers: tuple[ClipTokenizer, ...]
+    scheduler: SchedulerConfig
+    configs: Mapping[str, Mapping[str, Any]]
+
+
+def assemble(
+    parts: Parts, *, dtype: DTypeLike, place: Callable[[LeafPath, NDArray[Any]], Any] | None = None
+) -> Checkpoint:
+    """Define every model, then read its parameters one tensor at a time.
+
+    Args:
+        parts: what a folder or a file holds.
+        dtype: of parameters and arithmetic. In float16 an autoencoder that its config calls fragile (`force_upcast`)
+            stays in float32, both ways.
+        place: puts a leaf on its device or devices; the default device without it.
+
+    Raises:
+        CheckpointError: a config, tensor or tokenizer does not fit; it is named.
+    """
+    place = place or (lambda _, array: jax.device_put(array))
+    dtype = jax.numpy.dtype(dtype)
+    unet_config = _config(parts, "unet", UNetConfig.from_dict)
+    vae_config = _config(parts, "vae", VAEConfig.from_dict)
+    vae_dtype = "float32" if vae_config.force_upcast and dtype == "float16" else dtype
+    models: dict[str, tuple[Any, Any, DTypeLike]] = {
+        "unet": (UNet, unet_config, dtype),
+        "vae": (VAE, vae_config, vae_dtype),
+    }
+    encoders = [name for name in TEXT_ENCODERS if name in parts.configs]
+    if not encoders:
+        raise CheckpointError(f"{parts.source} has no text encoder")
+    for name in encoders:
+        config = _config(parts, name, CLIPTextConfig.from_dict)
+        models[name] = (CLIPText, _fitted(config, parts.tokenizers[name], f"{parts.source}: {name}"), dtype)
+    definitions, params = {}, {}
+    for name, (model, config, arithmetic) in models.items():
+        definitions[name], shapes = define(model, config, dtype=arithmetic, param_dtype=arithmetic)
+        params[name] = fill(shapes, parts.tensors[name], component=f"{parts.source}: {name}", place=place)
+    definition = Definition(
+        unet=definitions["unet"],
+        vae=definitions["vae"],
+        text_encoders=tuple((name, definitions[name]) for name in encoders),
+        unet_config=unet_config,
+        vae_config=vae_config,
+        dtype=dtype.name,
+    )
+    return Checkpoint(
+        source=parts.source,
+        definition=definition,
+        params=FrozenDict(params),
+        tokenizers=tuple(parts.tokenizers[name] for name in encoders),
+        scheduler=_config(parts, "scheduler", SchedulerConfig.from_dict),
+        configs=parts.configs,
+    )
+
+
+def _config(parts: Parts, name: str, read: Callable[[Mapping[str, Any]], Config]) -> Config:
+    if name not in parts.configs:
+        raise CheckpointError(f"{parts.source} has no {name}")
+    try:
+        return read(parts.configs[name])
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{parts.source}: {error}") from error
+
+
+def _fitted(config: CLIPTextConfig, tokenizer: ClipTokenizer, where: str) -> CLIPTextConfig:
+    """Check that every id the tokenizer can give has a row, for JAX would clamp it without a word."""
+    words = tokenizer.text.get_vocab_size(with_added_tokens=True)
+    if words > config.vocab_size:
+        raise CheckpointError(f"{where} has embeddings for {config.vocab_size} tokens, its tokenizer has {words}")
+    if tokenizer.length > config.max_position_embeddings:
+        raise CheckpointError(
+            f"{where} has {config.max_position_embeddings} positions, its tokenizer fills {tokenizer.length}"
+        )
+    return replace(config, eos_token_id=tokenizer.end)

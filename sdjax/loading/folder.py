@@ -1,0 +1,73 @@
+"""A local folder in diffusers layout: one subfolder a component, listed by `model_index.json`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sdjax.errors import CheckpointError
+from sdjax.loading.checkpoint import TEXT_ENCODERS, Parts
+from sdjax.loading.tokenizer import load_tokenizer
+from sdjax.loading.weights import Tensor, find_tensors
+
+STEMS = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+    "text_encoder_2": "model",
+}
+OLD_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def read_folder(folder: Path, *, variant: str | None) -> Parts:
+    """List what a folder holds; weights stay in their files.
+
+    Args:
+        folder: with a `model_index.json`.
+        variant: of the weight files, such as "fp16" in `model.fp16.safetensors`; None takes those without.
+
+    Raises:
+        CheckpointError: a file is missing or unreadable.
+    """
+    index = _read_json(folder / "model_index.json")
+    # A component that the pipeline does without is listed as [null, null].
+    present = [name for name in STEMS if (index.get(name) or [None])[0] is not None]
+    configs: dict[str, dict[str, Any]] = {name: _read_json(folder / name / "config.json") for name in present}
+    configs["model_index"] = index
+    configs["scheduler"] = _read_json(folder / "scheduler" / "scheduler_config.json")
+    tensors = {name: find_tensors(folder / name, STEMS[name], variant) for name in present}
+    if "vae" in tensors:
+        tensors["vae"] = {_vae_name(name): tensor for name, tensor in tensors["vae"].items()}
+    for name in TEXT_ENCODERS.keys() & tensors.keys():
+        tensors[name] = _text_names(tensors[name])
+    tokenizers = {name: load_tokenizer(folder / TEXT_ENCODERS[name]) for name in TEXT_ENCODERS if name in present}
+    return Parts(str(folder), configs, tensors, tokenizers)
+
+
+def _vae_name(name: str) -> str:
+    """The name of today for an attention tensor of before diffusers 0.15."""
+    *modules, layer, leaf = name.split(".")
+    if "attentions" in modules and layer in OLD_ATTENTION_NAMES:
+        layer = OLD_ATTENTION_NAMES[layer]
+    return ".".join([*modules, layer, leaf])
+
+
+def _text_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The published names: with the prefix that transformers 5 leaves out, and without the buffer that 4.30 had."""
+    prefix = "" if any(name.startswith("text_model.") for name in tensors) else "text_model."
+    return {
+        name if name.startswith("text_projection.") else prefix + name: tensor
+        for name, tensor in tensors.items()
+        if not name.endswith("embeddings.position_ids")
+    }
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        contents = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file} is missing, so {file.parent.name!r} is no part of a diffusers folder") from error
+    except ValueError as error:
+        raise CheckpointError(f"{file} is not JSON: {error}") from error
+    if not isinstance(contents, dict):
+        raise CheckpointError(f"{file} holds a JSON {type(contents).__name__}, not an object")
+    return contents

@@ -1,0 +1,63 @@
+"""Writing a checkpoint as a folder in diffusers layout, which diffusers itself loads."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import save_file
+
+from sdjax.loading.checkpoint import TEXT_ENCODERS, Checkpoint
+from sdjax.loading.folder import STEMS
+from sdjax.loading.tokenizer import ClipTokenizer
+from sdjax.loading.weights import tensor_name, to_torch
+from sdjax.models import Params
+
+
+def save_folder(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write every part of a checkpoint; parameters keep their dtype.
+
+    Text encoders are written with the prefix that published checkpoints have (`text_model.`).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in checkpoint.params:
+        component = folder / name
+        component.mkdir(exist_ok=True)
+        _write_json(component / "config.json", checkpoint.configs[name])
+        save_file(torch_tensors(checkpoint.params[name]), component / f"{STEMS[name]}.safetensors", {"format": "pt"})
+    encoders = [name for name, _ in checkpoint.definition.text_encoders]
+    for name, tokenizer in zip(encoders, checkpoint.tokenizers, strict=True):
+        save_tokenizer(tokenizer, folder / TEXT_ENCODERS[name])
+    (folder / "scheduler").mkdir(exist_ok=True)
+    _write_json(folder / "scheduler" / "scheduler_config.json", checkpoint.configs["scheduler"])
+    _write_json(folder / "model_index.json", checkpoint.configs["model_index"])
+
+
+def torch_tensors(params: Params) -> dict[str, np.ndarray[Any, Any]]:
+    """A component's leaves under their published names, in PyTorch's orientation."""
+    return {
+        tensor_name(path): np.ascontiguousarray(to_torch(path, np.asarray(leaf)))
+        for path, leaf in flatten_dict(params).items()
+    }
+
+
+def save_tokenizer(tokenizer: ClipTokenizer, folder: Path) -> None:
+    """Write the files of a `CLIPTokenizer`: vocabulary, merges and special tokens."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model = json.loads(tokenizer.text.to_str())["model"]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8")
+    merges = "".join(" ".join(merge) + "\n" for merge in model["merges"])
+    (folder / "merges.txt").write_text("#version: 0.2\n" + merges, encoding="utf-8")
+    special = {
+        f"{role}_token": tokenizer.text.id_to_token(index)
+        for role, index in (("bos", tokenizer.start), ("eos", tokenizer.end), ("pad", tokenizer.pad))
+    } | {"unk_token": model["unk_token"]}
+    _write_json(folder / "special_tokens_map.json", special)
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokenizer.length, **special}
+    _write_json(folder / "tokenizer_config.json", settings)
+
+
+def _write_json(file: Path, contents: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(dict(contents), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
