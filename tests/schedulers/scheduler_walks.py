@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from unittest import mock
 
+import diffusers
 import numpy as np
 import torch
 
@@ -14,8 +15,9 @@ from sdjax.schedulers import HISTORY, SchedulerConfig, alphas_cumprod, table
 
 torch.set_num_threads(1)
 # diffusers wants torchsde for its DPMSolverSDEScheduler, to draw the noise that these tests bring along.
-sys.modules.setdefault("torchsde", types.ModuleType("torchsde"))
-DPMSolverSDEScheduler = import_module("diffusers.schedulers.scheduling_dpmsolver_sde").DPMSolverSDEScheduler
+with mock.patch.dict(sys.modules, {"torchsde": types.ModuleType("torchsde")}):
+    dpmsolver_sde = import_module("diffusers.schedulers.scheduling_dpmsolver_sde")
+DPMSolverSDEScheduler = dpmsolver_sde.DPMSolverSDEScheduler
 
 SHAPE = (2, 8, 8, 4)
 STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -31,21 +33,21 @@ def noises(count, seed=1):
     return np.random.default_rng(seed).standard_normal((count, *SHAPE))
 
 
-def run_table(schedule, start, fresh, *, first_row=0, function=None):
+def run_table(schedule, start, fresh, *, first_row=0, function=None, dtype=np.float64):
     """Run the rows from `first_row` on: every state[0], the first being `start`, and every estimate of x0.
 
-    `function(scaled latents, row)` stands for the network.
+    `function(scaled latents, row)` stands for the network; `dtype` is what the loop computes in.
     """
     function = function or (lambda latents, i: network(latents, schedule.timesteps[i]))
-    state = np.zeros((1 + HISTORY, *np.shape(start)))
-    state[0] = start
+    input_scale, A, B, C = (np.asarray(field, dtype) for field in schedule[1:5])
     # what was remembered before the first row must not matter
-    state[1:] = 1e6
+    state = np.full((1 + HISTORY, *np.shape(start)), 1e6, dtype)
+    state[0] = start
     walk, denoised = [state[0]], []
     for i in range(first_row, len(schedule.timesteps)):
-        output = function(schedule.input_scale[i] * state[0], i)
-        state = np.tensordot(schedule.A[i], state, 1)
-        state = state + np.multiply.outer(schedule.B[i], output) + np.multiply.outer(schedule.C[i], fresh[i])
+        output = np.asarray(function(input_scale[i] * state[0], i), dtype)
+        noise = np.asarray(fresh[i], dtype)
+        state = np.tensordot(A[i], state, 1) + np.multiply.outer(B[i], output) + np.multiply.outer(C[i], noise)
         walk.append(state[0])
         denoised.append(state[HISTORY])
     return np.array(walk), np.array(denoised)
@@ -139,8 +141,13 @@ def feeding(drawn):
             return (first * done**0.5 + fresh * (whole - done) ** 0.5) / whole**0.5
 
     modules = ("ddim", "ddpm", "euler_discrete", "euler_ancestral_discrete", "dpmsolver_multistep", "lcm", "tcd")
-    patches = [mock.patch(f"diffusers.schedulers.scheduling_{name}.randn_tensor", randn_tensor) for name in modules]
-    patches.append(mock.patch("diffusers.schedulers.scheduling_dpmsolver_sde.BrownianTreeNoiseSampler", BrownianPath))
+    patches = [
+        mock.patch.object(
+            import_module(f"{diffusers.schedulers.__name__}.scheduling_{name}"), "randn_tensor", randn_tensor
+        )
+        for name in modules
+    ]
+    patches.append(mock.patch.object(dpmsolver_sde, "BrownianTreeNoiseSampler", BrownianPath))
     for patch in patches:
         patch.start()
     try:
