@@ -111,8 +111,11 @@ def denoise(
     Returns:
         The state after it, like `state`; `[:, 0]` are the latents, `[:, -1]` the estimate of the clean ones.
     """
-    is_static = isinstance(start, int) and isinstance(stop, int)
-    length: Any = stop - start if is_static else jnp.max(jnp.asarray(stop) - jnp.asarray(start))
+    length: int | Array
+    if isinstance(start, int) and isinstance(stop, int):
+        length = stop - start
+    else:
+        length = jnp.max(jnp.asarray(stop) - jnp.asarray(start))
     state = jnp.asarray(state, jnp.float32)
     rows = jnp.arange(state.shape[0])
     first, end = (jnp.broadcast_to(jnp.asarray(bound, jnp.int32), rows.shape) for bound in (start, stop))
@@ -127,7 +130,8 @@ def denoise(
         return jnp.where(_wide(index < end)[:, None], moved, state)
 
     with _precision(definition):
-        return lax.fori_loop(0, length, body, state)
+        end_state: Array = lax.fori_loop(0, length, body, state)
+    return end_state
 
 
 def decode(definition: Definition, params: Params, latents: ArrayLike) -> Array:
@@ -213,8 +217,8 @@ def _predict(definition: Definition, params: Params, cond: Conditioning, latents
         return x.reshape(guidance * batch, *x.shape[2:])
 
     sample = jnp.concatenate([latents, cond.extra], axis=-1)
-    both = (jnp.broadcast_to(x, (guidance, *x.shape)) for x in (sample, timesteps))
-    output = unet(*map(merged, (*both, cond.context)), jax.tree.map(merged, cond.added))
+    sample, timesteps = (merged(jnp.broadcast_to(x, (guidance, *x.shape))) for x in (sample, timesteps))
+    output: Array = unet(sample, timesteps, merged(cond.context), jax.tree.map(merged, cond.added))
     output = output.astype(jnp.float32).reshape(guidance, *latents.shape)
     return (_wide(cond.weights) * output).sum(0)
 

@@ -227,7 +227,8 @@ class Pipeline:
                 state = _denoise(self.definition, self.params, cond, state, stacked, np.int32(start), np.int32(stop))
                 if report is not None:
                     state.block_until_ready()
-        return state[:, 0]
+        final: Array = state[:, 0]
+        return final
 
     def _conditioning(self, request: Request) -> Conditioning:
         batch = len(request.seeds)

@@ -49,33 +49,34 @@ def _attention_by_head(query: Array, key: Array, value: Array) -> Array:
     (4,096 tokens, 8 heads of 40: 25 against 140 GFLOP/s).
     """
     batch, queries, heads, channels = query.shape
-    blocks = -(-queries // QUERY_BLOCK)
-    padded = jnp.pad(query, ((0, 0), (0, blocks * QUERY_BLOCK - queries), (0, 0), (0, 0)))
-
-    def one_block(q: Array, k: Array, v: Array) -> Array:
-        scores = jnp.matmul(q, k.T, preferred_element_type=jnp.float32) * channels**-0.5
-        return jax.nn.softmax(scores, axis=-1).astype(v.dtype) @ v
+    block = min(queries, QUERY_BLOCK)
+    blocks = -(-queries // block)
+    padded = jnp.pad(query, ((0, 0), (0, blocks * block - queries), (0, 0), (0, 0)))
 
     def one_head(head: tuple[Array, Array, Array]) -> Array:
         q, k, v = head
-        return lax.map(partial(one_block, k=k, v=v), q.reshape(blocks, QUERY_BLOCK, channels))
 
-    rows = tuple(x.swapaxes(1, 2).reshape(batch * heads, -1, channels) for x in (padded, key, value))
-    out = lax.map(one_head, rows).reshape(batch, heads, blocks * QUERY_BLOCK, channels)
-    return out[:, :, :queries].swapaxes(1, 2)
+        def one_block(q: Array) -> Array:
+            scores = jnp.matmul(q, k.T, preferred_element_type=jnp.float32) * channels**-0.5
+            return jax.nn.softmax(scores, axis=-1).astype(v.dtype) @ v
+
+        seen: Array = lax.map(one_block, q.reshape(blocks, block, channels))
+        return seen
+
+    heads_apart = tuple(x.swapaxes(1, 2).reshape(batch * heads, -1, channels) for x in (padded, key, value))
+    out: Array = lax.map(one_head, heads_apart)
+    return out.reshape(batch, heads, blocks * block, channels)[:, :, :queries].swapaxes(1, 2)
 
 
 class Attention(nnx.Module):
     """Multi-head attention of `x` to a context (or to itself), (batch, tokens, channels) -> the same shape."""
 
-    def __init__(
-        self, channels: int, context_channels: int, heads: int, *, bias: bool = False, **setup: Unpack[Setup]
-    ) -> None:
+    def __init__(self, channels: int, context_channels: int, heads: int, **setup: Unpack[Setup]) -> None:
         if channels % heads:
             raise ValueError(f"{channels} channels do not divide into {heads} attention heads")
-        self.to_q = nnx.Linear(channels, channels, use_bias=bias, **setup)
-        self.to_k = nnx.Linear(context_channels, channels, use_bias=bias, **setup)
-        self.to_v = nnx.Linear(context_channels, channels, use_bias=bias, **setup)
+        self.to_q = nnx.Linear(channels, channels, use_bias=False, **setup)
+        self.to_k = nnx.Linear(context_channels, channels, use_bias=False, **setup)
+        self.to_v = nnx.Linear(context_channels, channels, use_bias=False, **setup)
         self.to_out = nnx.List([nnx.Linear(channels, channels, **setup)])
         self.heads = heads
 

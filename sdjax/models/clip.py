@@ -165,4 +165,5 @@ class CLIPText(nnx.Module):
 
     def final_norm(self, hidden_state: Array) -> Array:
         """Normalise a hidden state (..., hidden), as SD 1 and 2 do before the UNet sees it."""
-        return self.text_model.final_layer_norm(hidden_state)
+        normal: Array = self.text_model.final_layer_norm(hidden_state)
+        return normal

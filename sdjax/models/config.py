@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-ABSENT = (None, False, 0, 0.0, "", [], {})
+ABSENT: tuple[Any, ...] = (None, False, 0, 0.0, "", [], {})
 """Values under which an unknown switch is taken to be off."""
 
 

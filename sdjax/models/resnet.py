@@ -33,6 +33,8 @@ class ResnetBlock(nnx.Module):
         """Map x (batch, height, width, in), time (batch, time_channels) to (batch, height, width, out)."""
         hidden = self.conv1(jax.nn.silu(self.norm1(x)))
         if self.time_emb_proj is not None:
+            if time is None:
+                raise ValueError("this block was built to hear the time, and got none")
             hidden = hidden + self.time_emb_proj(jax.nn.silu(time))[:, None, None, :]
         hidden = self.conv2(jax.nn.silu(self.norm2(hidden)))
         return hidden + (x if self.conv_shortcut is None else self.conv_shortcut(x))

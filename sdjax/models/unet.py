@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
@@ -61,9 +62,8 @@ class UNetConfig:
             ValueError: it asks for something that this implementation does not do, or a list has a wrong length.
         """
         check_keys(config, model="UNet", read=_READ, fixed=_FIXED, ignored=_IGNORED)
-        config = _DEFAULTS | {
-            key: value for key, value in config.items() if value is not None or key == "mid_block_type"
-        }
+        given = {key: value for key, value in config.items() if value is not None or key == "mid_block_type"}
+        config = {**_DEFAULTS, **given}
         blocks = len(config["block_out_channels"])
 
         def each(key: str, value: Any = None) -> tuple[Any, ...]:
@@ -163,19 +163,24 @@ class _TimestepMLP(nnx.Module):
         )
 
     def __call__(self, x: Array, condition: Array | None = None) -> Array:
-        if condition is not None:
+        if self.cond_proj is not None:
+            if condition is None:
+                raise ValueError(
+                    "this UNet needs `timestep_condition`: it was distilled for an embedded guidance scale"
+                )
             x = x + self.cond_proj(condition)
         return self.linear_2(jax.nn.silu(self.linear_1(x)))
 
 
 def _resnets(config: UNetConfig, channels: int, inputs: Sequence[int], **setup: Unpack[Setup]) -> "nnx.List[Any]":
-    shared = {
-        "groups": config.norm_num_groups,
-        "epsilon": config.norm_eps,
-        "time_channels": 4 * config.block_out_channels[0],
+    block = partial(
+        ResnetBlock,
+        groups=config.norm_num_groups,
+        epsilon=config.norm_eps,
+        time_channels=4 * config.block_out_channels[0],
         **setup,
-    }
-    return nnx.List([ResnetBlock(width, channels, **shared) for width in inputs])
+    )
+    return nnx.List([block(width, channels) for width in inputs])
 
 
 def _transformers(config: UNetConfig, level: int, count: int, **setup: Unpack[Setup]) -> "nnx.List[Any]":

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -38,7 +39,7 @@ class VAEConfig:
     @property
     def factor(self) -> int:
         """Pixels along one side of a latent."""
-        return 2 ** (len(self.block_out_channels) - 1)
+        return 1 << (len(self.block_out_channels) - 1)
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "VAEConfig":
@@ -102,7 +103,9 @@ class _PixelAttention(nnx.Module):
         return x + self.to_out[0](seen).reshape(x.shape)
 
 
-def _resnets(in_channels: int, out_channels: int, *, layers: int, groups: int, **setup: Unpack[Setup]) -> nnx.List:
+def _resnets(
+    in_channels: int, out_channels: int, *, layers: int, groups: int, **setup: Unpack[Setup]
+) -> "nnx.List[ResnetBlock]":
     inputs = [in_channels] + [out_channels] * (layers - 1)
     return nnx.List([ResnetBlock(width, out_channels, groups=groups, epsilon=EPSILON, **setup) for width in inputs])
 
@@ -139,12 +142,10 @@ class Encoder(nnx.Module):
     def __init__(self, config: VAEConfig, **setup: Unpack[Setup]) -> None:
         widths, groups = config.block_out_channels, config.norm_num_groups
         self.conv_in = Conv(config.in_channels, widths[0], 3, **setup)
-        shared = {"layers": config.layers_per_block, "groups": groups, **setup}
+        block = partial(_DownBlock, layers=config.layers_per_block, groups=groups, **setup)
+        last = len(widths) - 1
         self.down_blocks = nnx.List(
-            [
-                _DownBlock(widths[max(i - 1, 0)], width, last=i == len(widths) - 1, **shared)
-                for i, width in enumerate(widths)
-            ]
+            [block(widths[max(i - 1, 0)], width, last=i == last) for i, width in enumerate(widths)]
         )
         self.mid_block = _MidBlock(widths[-1], groups=groups, attends=config.mid_block_add_attention, **setup)
         self.conv_norm_out = GroupNorm(groups, widths[-1], epsilon=EPSILON, **setup)
@@ -165,12 +166,10 @@ class Decoder(nnx.Module):
         widths, groups = config.block_out_channels[::-1], config.norm_num_groups
         self.conv_in = Conv(config.latent_channels, widths[0], 3, **setup)
         self.mid_block = _MidBlock(widths[0], groups=groups, attends=config.mid_block_add_attention, **setup)
-        shared = {"layers": config.layers_per_block + 1, "groups": groups, **setup}
+        block = partial(_UpBlock, layers=config.layers_per_block + 1, groups=groups, **setup)
+        last = len(widths) - 1
         self.up_blocks = nnx.List(
-            [
-                _UpBlock(widths[max(i - 1, 0)], width, last=i == len(widths) - 1, **shared)
-                for i, width in enumerate(widths)
-            ]
+            [block(widths[max(i - 1, 0)], width, last=i == last) for i, width in enumerate(widths)]
         )
         self.conv_norm_out = GroupNorm(groups, widths[-1], epsilon=EPSILON, **setup)
         self.conv_out = Conv(widths[-1], config.out_channels, 3, **setup)
