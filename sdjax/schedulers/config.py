@@ -105,7 +105,7 @@ class SchedulerConfig:
         if class_name is not None and not isinstance(class_name, str):
             raise ValueError(f"_class_name must be a string, not {class_name!r}")
 
-        values = {**_training_defaults(class_name, given), **given}
+        values = {**_class_defaults(class_name, given), **given}
         for key, allowed in _ONLY.items():
             value = values.pop(key, allowed[0])
             if value not in allowed:
@@ -128,9 +128,7 @@ class SchedulerConfig:
         for key in ("trained_betas", "disable_corrector"):
             if values.get(key) is not None:
                 values[key] = tuple(values[key])
-        has_default_none = {"trained_betas", "timestep_spacing", "set_alpha_to_one", "sigma_schedule"}
-        values = {key: value for key, value in values.items() if value is not None or key in has_default_none}
-        return cls(class_name=class_name, **values)
+        return cls(class_name=class_name, **{key: value for key, value in values.items() if value is not None})
 
 
 def alphas_cumprod(config: SchedulerConfig) -> Float64:
@@ -166,7 +164,7 @@ def _betas(config: SchedulerConfig) -> Float64:
     return betas
 
 
-# Classes whose network-side defaults are not (0.0001, 0.02, "linear"); values from diffusers 0.42.
+# beta_start, beta_end and beta_schedule that a class assumes; values from diffusers 0.42
 _BETAS = MappingProxyType(
     {
         "HeunDiscreteScheduler": (0.00085, 0.012, "linear"),
@@ -240,19 +238,23 @@ _USE_SIGMAS: Mapping[str, SigmaSchedule] = MappingProxyType(
 )
 
 
-def _training_defaults(class_name: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file of this diffusers class means about the training when it says nothing."""
+def _class_defaults(class_name: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file of this diffusers class means by saying nothing."""
     if class_name is None:
         return {}
     defaults: dict[str, Any] = {}
     if class_name in ("DDIMScheduler", "DDPMScheduler"):
         defaults["clip_sample"] = True
-    betas = {"beta_start", "beta_end", "beta_schedule"}
+    if class_name == "PNDMScheduler":
+        defaults["skip_prk_steps"] = False
+    betas = ("beta_start", "beta_end", "beta_schedule")
     if class_name in _BETAS:
-        defaults |= zip(("beta_start", "beta_end", "beta_schedule"), _BETAS[class_name], strict=True)
-    elif given.get("trained_betas") is None and not betas <= given.keys():
-        missing = ", ".join(sorted(betas - given.keys()))
-        raise ValueError(f"the scheduler config leaves out {missing}, and the defaults of {class_name} are not known")
+        return defaults | dict(zip(betas, _BETAS[class_name], strict=True))
+    missing = [key for key in betas if key not in given]
+    if missing and given.get("trained_betas") is None:
+        raise ValueError(
+            f"the scheduler config leaves out {', '.join(missing)}, and the defaults of {class_name} are not known"
+        )
     return defaults
 
 

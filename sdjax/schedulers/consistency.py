@@ -1,5 +1,6 @@
 """Samplers for distilled models: LCM and TCD, whose networks jump to (nearly) clean latents in one call.
 
+Song et al. 2023, "Consistency Models", https://arxiv.org/abs/2303.01469
 Luo et al. 2023, "Latent Consistency Models", https://arxiv.org/abs/2310.04378
 Zheng et al. 2024, "Trajectory Consistency Distillation", https://arxiv.org/abs/2402.19159
 """
@@ -18,9 +19,9 @@ SIGMA_DATA = 0.5
 
 
 def lcm(config: SchedulerConfig, steps: int, schedule: SigmaSchedule | None = None, begin: int = 0) -> Schedule:
-    """Multistep consistency sampling (algorithm 1): jump to clean latents, add the next level's noise, and again.
+    """Multistep consistency sampling: jump to clean latents, add the next level's noise, and again.
 
-    No noise is added after the last jump. The boundary condition c_skip, c_out (section 4.1) makes the jump from
+    No noise is added after the last jump. The boundary condition c_skip, c_out makes the jump from
     timestep 0 the identity.
     """
     path = path_by_timesteps(config, distilled_timesteps(config, steps), schedule, clean=True)
@@ -40,7 +41,7 @@ def lcm(config: SchedulerConfig, steps: int, schedule: SigmaSchedule | None = No
 def tcd(
     config: SchedulerConfig, steps: int, schedule: SigmaSchedule | None = None, begin: int = 0, *, eta: float = 0.3
 ) -> Schedule:
-    """Strategic stochastic sampling (algorithm 4): jump to timestep s = (1 - eta) t_next, add noise back to t_next.
+    """Strategic stochastic sampling: jump to timestep s = (1 - eta) t_next, add noise back to t_next.
 
     `eta` is the paper's gamma: 0 draws no noise, 1 jumps all the way, like LCM. The walk ends at training timestep 0.
     """

@@ -17,7 +17,7 @@ from sdjax.schedulers.spacing import path_by_log_snr
 
 
 def deis(config: SchedulerConfig, steps: int, schedule: SigmaSchedule | None = None, begin: int = 0) -> Schedule:
-    """Log-rho DEIS (section 3.3) of the config's `solver_order`, lower in the first steps and, of few, the last.
+    """Log-rho DEIS of the config's `solver_order`, lower in the first steps and, of few, the last.
 
     As in diffusers it lands on the least trained noise level, unless the config's `final_sigmas_type` is "zero"; with
     a sigma schedule it lands on the clean picture, where diffusers spends the last step on going nowhere.

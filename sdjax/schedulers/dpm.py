@@ -63,10 +63,9 @@ def dpmpp_sde(config: SchedulerConfig, steps: int, schedule: SigmaSchedule | Non
         t = float(timesteps_of_sigmas(config, middle))
         x0 = predicted_x0(config.prediction_type, halfway)
         down, up = ancestral(sigma, sigma_next)
-        path_noise = ((sigma - middle) ** 0.5 * first_noise + (middle - sigma_next) ** 0.5 * NOISE) / (
-            sigma - sigma_next
-        ) ** 0.5
-        rows.append(Row(i, t, halfway, start + (start - x0) / sigma * (down - sigma) + up * path_noise, x0))
+        done = (sigma - middle) / (sigma - sigma_next)
+        noise = done**0.5 * first_noise + (1 - done) ** 0.5 * NOISE
+        rows.append(Row(i, t, halfway, start + (start - x0) / sigma * (down - sigma) + up * noise, x0))
     return lay_out(rows, Level(1.0, sigmas[steps]), init_noise=start_noise(config, sigmas[0]))
 
 
@@ -108,7 +107,7 @@ def _multistep(
 def _differences(
     sigmas: Float64, i: int, order: int, h: float, m0: Quantity, m1: Quantity, m2: Quantity
 ) -> tuple[Quantity, Quantity]:
-    """First and second derivative of x0 in lambda at step i, times h and h**2 / 2... as far as the order needs."""
+    """h times the first derivative of x0 in lambda at step i, and h**2 / 2 times the second (0 for order 2)."""
     r0 = math.log(sigmas[i - 1] / sigmas[i]) / h
     D1_0 = (m0 - m1) / r0
     if order == 2:

@@ -23,7 +23,7 @@ from sdjax.schedulers.rows import (
 )
 from sdjax.schedulers.spacing import Level, path_by_timesteps, whole_timesteps
 
-# Equations 12 to 14 of the paper, the latest prediction first.
+# Adams-Bashforth of order 1 to 4, the latest prediction first.
 WEIGHTS = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
 

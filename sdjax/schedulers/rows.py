@@ -47,8 +47,9 @@ class Schedule(NamedTuple):
         output = network(input_scale[i] * state[0], timesteps[i])
         state = A[i] @ state + B[i] * output + C[i] * noise
 
-    `state[0]` are the latents and `state[-1]`, after a row, the sampler's estimate of the clean latents. Before the
-    first row the remembered values are zero and never read.
+    `state[0]` are the latents and `state[-1]`, after a row, the sampler's estimate of the clean latents. Start with
+    `state[1:]` zero; what is remembered from before the first row is weighed with 0, so it only has to be finite.
+    The arrays are read-only.
 
     Shapes: timesteps, input_scale, step (rows,); A (rows, 1 + HISTORY, 1 + HISTORY); B, C (rows, 1 + HISTORY);
     signal, noise (rows + 1,); init_noise ().
@@ -101,7 +102,7 @@ def lay_out(rows: Sequence[Row], end: Level, *, init_noise: float = 1.0) -> Sche
         update[-1, HISTORY] = update[-1, 0]
     signal = np.array([*(row.level.signal for row in rows), end.signal], np.float64)
     noise = np.array([*(row.level.noise for row in rows), end.noise], np.float64)
-    return Schedule(
+    schedule = Schedule(
         timesteps=np.array([row.timestep for row in rows], np.float64),
         # Networks are trained on inputs of unit variance (for data of unit variance).
         input_scale=1 / np.hypot(signal, noise)[:-1],
@@ -113,6 +114,9 @@ def lay_out(rows: Sequence[Row], end: Level, *, init_noise: float = 1.0) -> Sche
         init_noise=np.float64(init_noise),
         step=np.array([row.step for row in rows], np.int64),
     )
+    for field in (schedule.timesteps, schedule.input_scale, update, *schedule[2:7], schedule.step):
+        field.setflags(write=False)
+    return schedule
 
 
 def combine(weights: Sequence[float] | Float64, quantities: Sequence[Quantity]) -> Quantity:

@@ -39,7 +39,8 @@ SAMPLERS: Mapping[str, Callable[..., Schedule]] = MappingProxyType(
         "tcd": tcd,
     }
 )
-"""Each takes (config, steps, schedule, begin), and `eta` where it is in `WITH_ETA`."""
+"""Each takes (config, steps, schedule, begin), and `eta` where it is in `WITH_ETA`. Those that remember nothing from
+step to step have no use for `begin`."""
 
 WITH_ETA = frozenset({"ddim", "tcd"})
 
@@ -107,7 +108,12 @@ def table(
 
 
 def default_sampler(config: SchedulerConfig) -> str:
-    """The sampler that the model's config names, where we have it, else "ddim"."""
+    """The sampler that the model's config names, where we have it, else "ddim".
+
+    We don't have PNDM with a Runge-Kutta start, nor DPM-Solver in its older form, without the "++".
+    """
+    if config.class_name == "PNDMScheduler" and config.skip_prk_steps is False:
+        return "ddim"
     if config.class_name == "DPMSolverMultistepScheduler":
         return _SAMPLER_OF_ALGORITHM.get(config.algorithm_type or "dpmsolver++", "ddim")
     return _SAMPLER_OF_CLASS.get(config.class_name or "", "ddim")

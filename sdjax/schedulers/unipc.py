@@ -20,7 +20,7 @@ from sdjax.schedulers.spacing import Path, path_by_log_snr
 
 
 def unipc(config: SchedulerConfig, steps: int, schedule: SigmaSchedule | None = None, begin: int = 0) -> Schedule:
-    """UniPC of the config's `solver_order` (algorithms 1 and 2, x0 form), lower in the first and the last steps.
+    """UniPC of the config's `solver_order` (in its x0 form), lower in the first and the last steps.
 
     A call serves twice: it corrects the step that led to it, then predicts the next.
     """
@@ -50,8 +50,8 @@ def _step(
 ) -> Quantity:
     """Step i of the walk from x, by the x0's predicted at its start and before, latest first.
 
-    Without `arrival` this is the predictor (UniP, equation 9), with the x0 predicted where the step arrives the
-    corrector (UniC, equation 3).
+    Without `arrival` this is the predictor (UniP), with the x0 predicted where the step arrives the
+    corrector (UniC).
     """
     sigmas, level, landing = path.sigmas, path.level(i), path.level(i + 1)
     m0 = models[0]
@@ -70,7 +70,7 @@ def _step(
 
 
 def _weights(r: Float64, h: float, B: float) -> Float64:
-    """Weights of the differences: the solution of equation 5, or 1/2 for a single one (which is of that order, too)."""
+    """Weights of the differences: those that match the exact step, or 1/2 for a single one (of the same order)."""
     if len(r) == 1:
         return np.array([0.5])
     b = []

@@ -176,6 +176,13 @@ def test_the_basis_of_the_row_algebra_cannot_be_written_to():
             quantity[0] = 1
 
 
+@pytest.mark.parametrize("field", ["timesteps", "input_scale", "A", "B", "C", "signal", "noise", "step"])
+def test_a_table_cannot_be_written_to(field):
+    array = getattr(table("unipc", SD15, 4), field)
+    with pytest.raises(ValueError, match="read-only"):
+        array[0] = 1
+
+
 def test_the_list_of_samplers_cannot_be_changed():
     assert isinstance(SAMPLERS, types.MappingProxyType)
     with pytest.raises(TypeError):

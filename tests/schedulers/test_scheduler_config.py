@@ -208,7 +208,7 @@ def test_two_sigma_schedules_at_once_are_refused():
 
 def test_unknown_classes_need_their_betas_and_fall_back_to_ddim():
     assert default_sampler(SchedulerConfig.from_dict({**COMMON, "_class_name": "KDPM2DiscreteScheduler"})) == "ddim"
-    with pytest.raises(ValueError, match="beta_end, beta_schedule, beta_start"):
+    with pytest.raises(ValueError, match="beta_start, beta_end, beta_schedule"):
         SchedulerConfig.from_dict({"_class_name": "KDPM2DiscreteScheduler"})
 
 
@@ -218,6 +218,10 @@ def test_unknown_classes_need_their_betas_and_fall_back_to_ddim():
 def test_dpm_solver_is_named_by_its_algorithm(algorithm, sampler):
     config = {**COMMON, "_class_name": "DPMSolverMultistepScheduler", "algorithm_type": algorithm}
     assert default_sampler(SchedulerConfig.from_dict(config)) == sampler
+
+
+def test_a_pndm_file_that_does_not_skip_the_runge_kutta_start_is_drawn_with_ddim():
+    assert default_sampler(SchedulerConfig.from_dict({"_class_name": "PNDMScheduler"})) == "ddim"
 
 
 def test_a_config_is_a_hashable_value():
