@@ -23,6 +23,13 @@ SHAPE = (2, 8, 8, 4)
 STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
+@contextmanager
+def quietly():
+    """NumPy warns of how PyTorch turns its tensors into arrays inside diffusers."""
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        yield
+
+
 def network(latents, timestep):
     """A fixed, smooth, non-linear function of both arguments, of order one."""
     channel = np.arange(1, 5)
@@ -53,6 +60,7 @@ def run_table(schedule, start, fresh, *, first_row=0, function=None, dtype=np.fl
     return np.array(walk), np.array(denoised)
 
 
+@quietly()
 def diffusers_scheduler(cls, steps, **options):
     """One of diffusers' schedulers, ready to walk, with its float32 levels replaced by float64 ones.
 

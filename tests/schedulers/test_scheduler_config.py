@@ -133,6 +133,7 @@ def test_what_a_file_leaves_out_is_the_default_of_its_class(name):
         np.testing.assert_array_equal(left, right)
 
 
+@pytest.mark.filterwarnings("ignore:__array")
 def test_another_sampler_takes_its_own_default_where_the_file_is_silent():
     """As `EulerDiscreteScheduler.from_config(pipe.scheduler.config)` does: PNDM is leading, Euler linspace."""
     config = PUBLISHED["sd-v1-5"][0]

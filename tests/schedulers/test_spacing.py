@@ -10,6 +10,9 @@ from scheduler_walks import STABLE_DIFFUSION, DPMSolverSDEScheduler
 from sdjax.schedulers import SAMPLERS, SIGMA_SCHEDULES, SchedulerConfig, table
 from sdjax.schedulers.spacing import scheduled_sigmas, timesteps, timesteps_of_sigmas, training_sigmas
 
+# NumPy's, about how PyTorch turns its tensors into arrays inside diffusers
+pytestmark = pytest.mark.filterwarnings("ignore:__array")
+
 SPACINGS = ("leading", "trailing", "linspace")
 # One sampler for each way in which timesteps are laid out.
 LAYOUTS = {
