@@ -16,13 +16,18 @@ def to_pil(pictures: NDArray[np.float32]) -> list[Image.Image]:
     return [Image.fromarray(picture) for picture in levels]
 
 
+def to_png(picture: Image.Image) -> bytes:
+    """A picture as the bytes of a PNG file."""
+    png = io.BytesIO()
+    picture.save(png, "PNG")
+    return png.getvalue()
+
+
 def to_html(pictures: Sequence[Image.Image], captions: Sequence[str]) -> str:
     """A row of pictures with captions, each inlined as a PNG: what a notebook shows."""
     figures = []
     for picture, caption in zip(pictures, captions, strict=True):
-        png = io.BytesIO()
-        picture.save(png, "PNG")
-        source = "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
+        source = "data:image/png;base64," + base64.b64encode(to_png(picture)).decode()
         said = html.escape(caption)
         figures.append(
             f'<figure style="display:inline-block;margin:4px"><img src="{source}" alt="{said}">'
