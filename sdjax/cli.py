@@ -36,12 +36,11 @@ app = typer.Typer(
 
 def main() -> NoReturn:
     """Run a command; every failure is one line on standard error."""
-    warnings.showwarning = _show_warning
     try:
-        app(standalone_mode=False)
-    except KeyboardInterrupt:
-        _quit("interrupted", INTERRUPTED)
-    except typer.Abort:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            app(standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
         _quit("interrupted", INTERRUPTED)
     except typer.Exit as stop:
         raise SystemExit(stop.exit_code) from None
@@ -253,9 +252,12 @@ def _keep_compiled_programs() -> None:
     except OSError as error:
         warnings.warn(f"compiled programs are not kept: {folder}: {error.strerror}", stacklevel=2)
         return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    for name, value in (
+        ("jax_compilation_cache_dir", str(folder)),
+        ("jax_persistent_cache_min_compile_time_secs", 0.0),
+        ("jax_persistent_cache_min_entry_size_bytes", -1),
+    ):
+        jax.config.update(name, value)  # type: ignore[no-untyped-call]
 
 
 class _Stages:
@@ -331,7 +333,7 @@ def _show(pictures: "Sequence[Image.Image]") -> None:
         sys.stdout.write("\n")
 
 
-def _show_warning(message: Warning | str, *_: object) -> None:
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     print(f"sdjax: warning: {message}", file=sys.stderr)
 
 
