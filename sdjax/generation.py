@@ -4,7 +4,7 @@ Each is a function of (definition, params, arrays): it can be jitted (the defini
 differentiated. Batch rows are independent: each has its own prompt, guidance, noise, sampler and place in it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -77,7 +77,7 @@ def encode_prompt(definition: Definition, params: Params, token_ids: Sequence[Ar
         for (name, encoder), ids in zip(definition.text_encoders, token_ids, strict=True):
             ids = jnp.asarray(ids)
             model = bind(encoder, params[name])
-            encoding = model(ids.reshape(-1, ids.shape[-1]))
+            encoding = _by_row(model, ids.reshape(-1, ids.shape[-1]))
             hidden = encoding.hidden_states[-2] if definition.is_xl else model.final_norm(encoding.hidden_states[-1])
             states.append(hidden.reshape(*ids.shape, -1))
             pooled = encoding.pooled.reshape(*ids.shape[:-1], -1)
@@ -117,6 +117,7 @@ def denoise(
     else:
         length = jnp.max(jnp.asarray(stop) - jnp.asarray(start))
     state = jnp.asarray(state, jnp.float32)
+    table = jax.tree.map(jnp.asarray, table)
     rows = jnp.arange(state.shape[0])
     first, end = (jnp.broadcast_to(jnp.asarray(bound, jnp.int32), rows.shape) for bound in (start, stop))
 
@@ -147,14 +148,9 @@ def decode(definition: Definition, params: Params, latents: ArrayLike) -> Array:
     """
     config = definition.vae_config
     latents = jnp.asarray(latents, jnp.float32) / config.scaling_factor
-    height, width = latents.shape[1:3]
-    at_once = max(1, DECODED_AT_ONCE // (height * width * config.factor**2))
-    vae = bind(definition.vae, params["vae"])
+    at_once = max(1, DECODED_AT_ONCE // (latents.shape[1] * latents.shape[2] * config.factor**2))
     with _precision(definition):
-        if latents.shape[0] <= at_once:
-            pictures = vae.decode(latents)
-        else:
-            pictures = lax.map(lambda row: vae.decode(row[None])[0], latents, batch_size=at_once)
+        pictures = _by_row(bind(definition.vae, params["vae"]).decode, latents, at_once)
     return jnp.clip(pictures / 2 + 0.5, 0.0, 1.0)
 
 
@@ -210,17 +206,45 @@ def start_state(scale: ArrayLike, noise: ArrayLike) -> Array:
 
 def _predict(definition: Definition, params: Params, cond: Conditioning, latents: Array, timesteps: Array) -> Array:
     """Call the UNet once for all rows with and without their prompts, and combine: float32, like the latents."""
-    guidance, batch = cond.weights.shape
+    guidance = cond.weights.shape[0]
     unet = bind(definition.unet, params["unet"])
 
     def merged(x: Array) -> Array:
-        return x.reshape(guidance * batch, *x.shape[2:])
+        return x.reshape(guidance * x.shape[1], *x.shape[2:])
+
+    def call(rows: tuple[Array, Array, Array, AddedConditioning | None]) -> Array:
+        sample, timesteps, context, added = rows
+        sample, timesteps = (merged(jnp.broadcast_to(x, (guidance, *x.shape))) for x in (sample, timesteps))
+        texts = jax.tree.map(lambda x: merged(x.swapaxes(0, 1)), (context, added))
+        output: Array = unet(sample, timesteps, *texts)
+        return output.reshape(guidance, -1, *output.shape[1:]).swapaxes(0, 1)
 
     sample = jnp.concatenate([latents, cond.extra], axis=-1)
-    sample, timesteps = (merged(jnp.broadcast_to(x, (guidance, *x.shape))) for x in (sample, timesteps))
-    output: Array = unet(sample, timesteps, merged(cond.context), jax.tree.map(merged, cond.added))
-    output = output.astype(jnp.float32).reshape(guidance, *latents.shape)
-    return (_wide(cond.weights) * output).sum(0)
+    context, added = jax.tree.map(lambda x: x.swapaxes(0, 1), (cond.context, cond.added))
+    output: Array = _by_row(call, (sample, timesteps, context, added)).astype(jnp.float32)
+    combined: Array = (_wide(cond.weights.swapaxes(0, 1)) * output).sum(1)
+    return combined
+
+
+def _by_row(function: Callable[[Any], Any], rows: Any, at_once: int | None = None) -> Any:
+    """Apply a function of a batch, on a CPU one row at a time.
+
+    How a CPU's matrix product sums depends on its shape, so in a shared batch a row's last bits depend on its mates,
+    and a seed would not give the same bytes alone. A batch gains it little: one row keeps its cores busy.
+
+    Args:
+        function: of a tree of arrays with a leading batch axis, to the like.
+        rows: its argument.
+        at_once: rows that a call may take elsewhere, where memory sets a bound.
+    """
+    batch = jax.tree.leaves(rows)[0].shape[0]
+    if jax.default_backend() != "cpu" and (at_once is None or batch <= at_once):
+        return function(rows)
+
+    def one(row: Any) -> Any:
+        return jax.tree.map(lambda x: x[0], function(jax.tree.map(lambda x: x[None], row)))
+
+    return lax.map(one, rows, batch_size=None if jax.default_backend() == "cpu" else at_once)
 
 
 def _wide(x: ArrayLike) -> Array:

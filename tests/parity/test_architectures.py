@@ -120,6 +120,7 @@ def test_no_negative_prompt_means_what_diffusers_takes_it_for(text_to_image):
 @pytest.mark.slow
 def test_full_size_sd15_unet_call_agrees():
     import diffusers
+
     torch.manual_seed(0)
     reference = diffusers.UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8).eval()
     config = UNetConfig.from_dict(reference.config)
