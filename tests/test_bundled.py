@@ -1,13 +1,18 @@
 """The bundled model, from words to pixels."""
 
 import diffusers
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 
 import sdjax
-from sdjax.pipeline import BUNDLED_FOLDER
+from sdjax.pipeline import BUNDLED_FOLDER, stack_tables, start_state
+from sdjax.prompts import tokenize
+from sdjax.schedulers import table
 from training.checker import check, read
+from training.drawings import draw
 from training.evaluate import pictures_of, scenes_and_prompts, shares
 
 RED_ON_BLUE = "a red circle on a blue background"
@@ -16,6 +21,13 @@ RED_ON_BLUE = "a red circle on a blue background"
 @pytest.fixture(scope="module")
 def pipe():
     return sdjax.Pipeline.from_pretrained()
+
+
+@pytest.fixture(scope="module")
+def reference():
+    made = diffusers.StableDiffusionPipeline.from_pretrained(BUNDLED_FOLDER, dtype=torch.float32, safety_checker=None)
+    made.set_progress_bar_config(disable=True)
+    return made
 
 
 def drawn(pipe, *args, **settings):
@@ -79,11 +91,7 @@ def test_a_picture_does_not_depend_on_how_the_loop_is_sliced(pipe, sampler):
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
-def test_diffusers_draws_the_same_picture(pipe, guidance_scale):
-    reference = diffusers.StableDiffusionPipeline.from_pretrained(
-        BUNDLED_FOLDER, torch_dtype=torch.float32, safety_checker=None
-    )
-    reference.set_progress_bar_config(disable=True)
+def test_diffusers_draws_the_same_picture(pipe, reference, guidance_scale):
     noise = np.random.default_rng(0).normal(size=(2, 16, 16, 4)).astype(np.float32)
     prompts = ["a purple star above a white square on a black background", RED_ON_BLUE]
     settings = {"guidance_scale": guidance_scale}
@@ -100,9 +108,41 @@ def test_diffusers_draws_the_same_picture(pipe, guidance_scale):
     assert np.abs(ours - expected).mean() < 1 / 255
 
 
-def test_the_checker_agrees_with_the_true_drawings():
-    from training.drawings import draw
+def test_a_pixel_loss_has_the_gradient_that_pytorch_finds(pipe, reference):
+    prompt, steps = "a red circle", 4
+    noise = np.random.default_rng(0).normal(size=(1, 16, 16, 4)).astype(np.float32)
 
+    schedule = table("ddim", pipe.checkpoint.scheduler, steps)
+    ids = [tokenize(tokenizer, [prompt]) for tokenizer in pipe.checkpoint.tokenizers]
+    text = sdjax.pipeline.encode_prompt(pipe.definition, pipe.params, ids)
+    keys, extra = jnp.zeros((1, 2), jnp.uint32), jnp.zeros((1, 16, 16, 0))
+    cond = sdjax.pipeline.Conditioning(text.context[None], jnp.ones((1, 1)), keys, extra, None)
+
+    def loss(latents):
+        state = start_state(np.float32([schedule.init_noise]), latents)
+        tables = stack_tables([schedule], steps)
+        # bounds that are Python integers make a loop of known length, which differentiates in reverse
+        final = sdjax.pipeline.denoise(pipe.definition, pipe.params, cond, state, tables, 0, steps)[:, 0]
+        return jnp.square(sdjax.pipeline.decode(pipe.definition, pipe.params, final) - 0.25).mean()
+
+    value, gradient = jax.jit(jax.value_and_grad(loss))(noise)
+
+    start = torch.from_numpy(noise.transpose(0, 3, 1, 2).copy()).requires_grad_()
+    context = reference.encode_prompt(prompt, "cpu", 1, False)[0]
+    reference.scheduler.set_timesteps(steps)
+    latents = start
+    for t in reference.scheduler.timesteps:
+        latents = reference.scheduler.step(reference.unet(latents, t, context).sample, t, latents).prev_sample
+    pixels = reference.vae.decode(latents / reference.vae.config.scaling_factor).sample
+    expected = ((pixels / 2 + 0.5).clamp(0, 1) - 0.25).square().mean()
+    expected.backward()
+
+    np.testing.assert_allclose(value, expected.item(), rtol=1e-4)
+    theirs = start.grad.numpy().transpose(0, 2, 3, 1)
+    assert np.linalg.norm(gradient - theirs) < 1e-2 * np.linalg.norm(theirs)
+
+
+def test_the_checker_agrees_with_the_true_drawings():
     scenes, _ = scenes_and_prompts(256)
     verdicts = [check(draw(scene), scene) for scene in scenes]
     assert np.mean([verdict.everything for verdict in verdicts]) >= 0.99
