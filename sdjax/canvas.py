@@ -190,8 +190,9 @@ def _stretched(array: Plane, size: Size) -> Plane:
     if (array.shape[1], array.shape[0]) == size:
         return array
     if array.dtype == np.uint8:
-        return np.asarray(Image.fromarray(array).resize(size, Image.Resampling.LANCZOS), array.dtype)
+        enlarged: Plane = np.asarray(Image.fromarray(array).resize(size, Image.Resampling.LANCZOS))
+        return enlarged
     channels = np.moveaxis(array, -1, 0) if array.ndim == 3 else array[None]
     resized = [np.asarray(Image.fromarray(channel).resize(size, Image.Resampling.BILINEAR)) for channel in channels]
-    stacked = np.clip(np.stack(resized, axis=-1), 0, 1).astype(array.dtype)
+    stacked: Plane = np.clip(np.stack(resized, axis=-1), 0, 1).astype(array.dtype)
     return stacked if array.ndim == 3 else stacked[..., 0]
