@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from sdjax.models import AddedConditioning, Definition, Params, bind
 from sdjax.schedulers import HISTORY, Schedule
+from sdjax.tiling import in_tiles
 
 DECODED_AT_ONCE = 2**20
 """Pixels whose decoding may hold memory at one time; a batch beyond it is decoded in turns."""
@@ -183,13 +184,14 @@ def denoise(
     return end_state
 
 
-def encode(definition: Definition, params: Params, pictures: ArrayLike) -> Array:
+def encode(definition: Definition, params: Params, pictures: ArrayLike, tile: int | None = None) -> Array:
     """Turn pictures into latents: the mean of what the autoencoder says, as many at once as memory allows.
 
     Args:
         definition: static.
         params: of the whole checkpoint.
         pictures: (batch, height, width, 3) in 0..1, sides multiples of f.
+        tile: side, in latents, of the tiles that are encoded one after another; None encodes a picture whole.
 
     Returns:
         (batch, height / f, width / f, channels) float32, scaled as the denoiser has them.
@@ -199,17 +201,20 @@ def encode(definition: Definition, params: Params, pictures: ArrayLike) -> Array
     at_once = max(1, DECODED_AT_ONCE // (pictures.shape[1] * pictures.shape[2]))
     with _precision(definition):
         vae = bind(definition.vae, params["vae"])
-        means: Array = _by_row(lambda x: vae.encode(x).mean, pictures, at_once)
+        means: Array = _by_row(in_tiles(lambda x: vae.encode(x).mean, tile, config.factor, 1), pictures, at_once)
     return means * config.scaling_factor
 
 
-def decode(definition: Definition, params: Params, latents: ArrayLike) -> Array:
+def decode(definition: Definition, params: Params, latents: ArrayLike, tile: int | None = None) -> Array:
     """Turn latents into pictures, as many at once as a fixed bound on memory allows.
 
     Args:
         definition: static.
         params: of the whole checkpoint.
         latents: (batch, height, width, channels), scaled as the denoiser has them.
+        tile: side, in latents, of the tiles that are decoded one after another, overlapping by a quarter and blended;
+            memory stops growing with the picture there. An autoencoder's norms look at a whole picture, so tiles differ
+            a little from it. None decodes a picture whole.
 
     Returns:
         (batch, height * f, width * f, 3) float32 in 0..1; NaN where the latents are.
@@ -218,7 +223,8 @@ def decode(definition: Definition, params: Params, latents: ArrayLike) -> Array:
     latents = jnp.asarray(latents, jnp.float32) / config.scaling_factor
     at_once = max(1, DECODED_AT_ONCE // (latents.shape[1] * latents.shape[2] * config.factor**2))
     with _precision(definition):
-        pictures = _by_row(bind(definition.vae, params["vae"]).decode, latents, at_once)
+        vae = bind(definition.vae, params["vae"])
+        pictures = _by_row(in_tiles(vae.decode, tile, 1, config.factor), latents, at_once)
     return jnp.clip(pictures / 2 + 0.5, 0.0, 1.0)
 
 

@@ -72,7 +72,7 @@ REPORTS_EVERY = 0.2
 """Seconds between two reports of progress, about: the compiled loop is not left more often than that."""
 
 _denoise = jax.jit(denoise, static_argnums=0, donate_argnums=3)
-_decode = jax.jit(decode, static_argnums=0)
+_decode = jax.jit(decode, static_argnums=(0, 3))
 
 
 @dataclass(frozen=True)
@@ -182,6 +182,7 @@ class Pipeline:
         padding_mask_crop: int | None = None,
         feather: float = 0.0,
         control: Sequence[ControlInput | tuple[Any, ...]] = (),
+        tiling: bool | None = None,
         denoising_start: float | None = None,
         denoising_end: float | None = None,
         original_size: tuple[int, int] | None = None,
@@ -218,6 +219,8 @@ class Pipeline:
             padding_mask_crop: work on the masked region alone, at the whole size, with this many pixels around it.
             feather: pixels over which the repainted part fades in, inside the mask.
             control: ControlNets: (folder, image, scale), or a `ControlInput`, for each.
+            tiling: encode and decode in tiles, which takes less memory and differs a little. None does so, with a
+                warning, beyond 1024 x 1024 pixels.
             denoising_start: go on from `latents` of another model, which left off there (0 to 1, a share of the way).
             denoising_end: leave off there, for another model to go on: with output="latents".
             original_size: SDXL: (height, width) that the picture is to look like it was taken at.
@@ -252,6 +255,7 @@ class Pipeline:
             padding_mask_crop=padding_mask_crop,
             feather=feather,
             control=control,
+            tiling=tiling,
             denoising_start=denoising_start,
             denoising_end=denoising_end,
             original_size=original_size,
@@ -317,7 +321,9 @@ class Pipeline:
         return [images.to_pil(picture[None])[0] for picture in self._pictures(request, latents)]
 
     def _pictures(self, request: Request, latents: ArrayLike) -> list[Any]:
-        decoded = np.asarray(_finite(_decode(self.definition, self.params, _finite(latents, request)), request))
+        decoded = np.asarray(
+            _finite(_decode(self.definition, self.params, _finite(latents, request), request.tile), request)
+        )
         if not request.canvases:
             return list(decoded)
         return [pasted(canvas, picture) for canvas, picture in zip(request.canvases, decoded, strict=True)]

@@ -34,7 +34,7 @@ from sdjax.prompts import tokenize
 from sdjax.requests import Request, Steering
 
 _encode_prompt = jax.jit(encode_prompt, static_argnums=0)
-_encode = jax.jit(encode, static_argnums=0)
+_encode = jax.jit(encode, static_argnums=(0, 3))
 _start_noise = jax.jit(partial(draw_noise, index=START_NOISE), static_argnames="shape")
 
 
@@ -97,7 +97,7 @@ def _pictures(definition: Definition, params: Params, request: Request, noise: A
     if not request.canvases:
         return Known(everything, nothing, nothing), unseen, nothing
     pixels = np.stack([entry.pixels for entry in request.canvases]).astype(np.float32) / 255
-    latents = _encode(definition, params, pixels)
+    latents = _encode(definition, params, pixels, request.tile)
     if not request.repaints:
         return Known(everything, nothing, nothing), unseen, latents
     masks = np.stack([entry.mask for entry in request.canvases])
@@ -105,7 +105,7 @@ def _pictures(definition: Definition, params: Params, request: Request, noise: A
     if inpaints:
         # These UNets were trained on pictures greyed out under masks of zeros and ones.
         hard = (masks >= 0.5).astype(np.float32)
-        seen = _encode(definition, params, np.where(hard[..., None] > 0, np.float32(0.5), pixels))
+        seen = _encode(definition, params, np.where(hard[..., None] > 0, np.float32(0.5), pixels), request.tile)
         extra = jnp.asarray(np.concatenate([_latent_masks(hard, factor), seen], axis=-1))
         return Known(everything, nothing, nothing), extra, latents
     return Known(jnp.asarray(_latent_masks(masks, factor)), latents, noise), unseen, latents

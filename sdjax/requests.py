@@ -2,6 +2,7 @@
 
 import math
 import secrets
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 
 from sdjax.canvas import Canvas, canvas, untouched
 from sdjax.errors import RequestError
+from sdjax.generation import DECODED_AT_ONCE
 from sdjax.images import to_rgb
 from sdjax.loading import Checkpoint
 from sdjax.schedulers import Schedule, begin_step, default_sampler, table
@@ -43,6 +45,7 @@ class Settings(TypedDict, total=False):
     padding_mask_crop: int | None
     feather: float
     control: Sequence[Any]
+    tiling: bool | None
     denoising_start: float | None
     denoising_end: float | None
     original_size: tuple[int, int] | None
@@ -104,6 +107,7 @@ class Request:
         canvases: what the pictures start from; empty where they start from noise.
         repaints: whether the canvases have masks.
         controls: what ControlNets see.
+        tile: side in latents of the autoencoder's tiles, or None where it takes a picture whole.
         time_ids: SDXL's micro-conditioning without and with the prompt; cut to the length that the model reads.
         output: of `OUTPUTS`.
         settings: what was asked for, as written into the picture's metadata.
@@ -124,6 +128,7 @@ class Request:
     canvases: tuple[Canvas, ...]
     repaints: bool
     controls: tuple[Steering, ...]
+    tile: int | None
     time_ids: tuple[Mapping[str, tuple[float, ...]], ...]
     output: str
     settings: Mapping[str, Any]
@@ -176,6 +181,7 @@ def resolve(
         canvases=tuple(entry for entry in canvases for _ in range(count)),
         repaints=given.get("mask") is not None,
         controls=_controls(given.get("control", ()), (width, height)),
+        tile=_tile(checkpoint, given.get("tiling"), (width, height)),
         time_ids=_time_ids(given, (height, width)),
         output=output,
         settings=MappingProxyType(
@@ -345,6 +351,19 @@ def _time_ids(given: Settings, size: tuple[int, int]) -> tuple[Mapping[str, tupl
         _finite("aesthetic_score", given.get("aesthetic_score", 6.0)),
     )
     return tuple({"base": (*original, *crop, *target), "refiner": (*original, *crop, score)} for score in scores)
+
+
+def _tile(checkpoint: Checkpoint, tiling: bool | None, size: tuple[int, int]) -> int | None:
+    """The side of the autoencoder's tiles: that of a square of as many pixels as it may hold at one time."""
+    if tiling is None:
+        tiling = size[0] * size[1] > DECODED_AT_ONCE
+        if tiling:
+            warnings.warn(
+                f"a picture of {size[0]}x{size[1]} is encoded and decoded in tiles, to save memory; "
+                "tiling=True or False chooses without this warning",
+                stacklevel=4,
+            )
+    return math.isqrt(DECODED_AT_ONCE) // _factor(checkpoint) if tiling else None
 
 
 def _pair(name: str, value: object) -> tuple[float, float]:
