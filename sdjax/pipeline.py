@@ -26,6 +26,7 @@ from sdjax.generation import (
     Conditioning,
     Table,
     Text,
+    Tokens,
     decode,
     denoise,
     draw_noise,
@@ -36,7 +37,7 @@ from sdjax.generation import (
 )
 from sdjax.loading import Checkpoint, load, save_folder
 from sdjax.models import AddedConditioning, Definition, Params
-from sdjax.prompts import tokenize
+from sdjax.prompts import text_inputs
 from sdjax.requests import Request, resolve
 from sdjax.variants import BUNDLED, VARIANTS
 
@@ -46,6 +47,7 @@ __all__ = [
     "Pipeline",
     "Table",
     "Text",
+    "Tokens",
     "decode",
     "denoise",
     "encode_prompt",
@@ -166,13 +168,17 @@ class Pipeline:
         height: int | None = None,
         num_images: int = 1,
         latents: ArrayLike | None = None,
+        clip_skip: int | None = None,
+        embeddings: Sequence[str | Path | tuple[str | Path, str]] = (),
+        long_prompts: Literal["truncate", "chunk"] = "truncate",
         output: Literal["pil", "numpy", "latents"] = "pil",
         progress: Progress | bool | None = None,
     ) -> Output:
         """Draw.
 
         Args:
-            prompt: one, or a list of them; "" is valid, and means no words.
+            prompt: one, or a list of them; "" is valid, and means no words. `(words)`, `(words:1.3)` and `[words]`
+                weigh words, BREAK begins a chunk: `sdjax.prompts.grammar` has the rules. Plain text is plain text.
             negative_prompt: what guidance leads away from; one for all, or one for each prompt.
             steps: of the sampler; None is the model's own count.
             guidance_scale: how far to go from the negative prompt towards the prompt; up to 1 there is no guidance.
@@ -183,11 +189,18 @@ class Pipeline:
             height: likewise.
             num_images: for each prompt.
             latents: (batch, height / f, width / f, channels) start noise of unit variance, in place of the seeds'.
+            clip_skip: layers of the text encoder that the prompt does without, counted as diffusers counts: 1 is what
+                AUTOMATIC1111 and the parameters in a PNG call 2. As in diffusers, SDXL counts from the penultimate
+                layer, and the negative prompt keeps all layers.
+            embeddings: learned words (textual inversion): .safetensors files, or (file, name) to choose the word.
+            long_prompts: what becomes of words beyond an encoder's length: "truncate" cuts them, with a warning that
+                shows them; "chunk" encodes them in chunks of that length. Each number of chunks compiles once.
             output: "pil", "numpy" or "latents".
             progress: called as progress(done, total) in steps; True shows a bar.
 
         Raises:
             RequestError: an argument can't be honoured; the message says what is allowed.
+            CheckpointError: an embedding can't be read, or was learned for another kind of model.
             NotFiniteError: an image came out as NaN or infinity.
         """
         request = resolve(
@@ -203,6 +216,9 @@ class Pipeline:
             height=height,
             num_images=num_images,
             latents=latents,
+            clip_skip=clip_skip,
+            embeddings=embeddings,
+            long_prompts=long_prompts,
             output=output,
         )
         latents = self._denoised(request, progress)
@@ -235,10 +251,12 @@ class Pipeline:
         guided = request.guidance_scale > 1
         prompts: list[str | None] = [*request.negative_prompts, *request.prompts] if guided else [*request.prompts]
         words = [prompt or "" for prompt in prompts]
-        ids = [
-            tokenize(tokenizer, words).reshape(-1, batch, tokenizer.length) for tokenizer in self.checkpoint.tokenizers
-        ]
-        text = _encode_prompt(self.definition, self.params, ids)
+        inputs = text_inputs(self.checkpoint, words, long_prompts=request.long_prompts, embeddings=request.embeddings)
+        tokens = jax.tree.map(lambda x: x.reshape(-1, batch, *x.shape[1:]), inputs.tokens)
+        # As in diffusers the negative prompt keeps all layers: guidance leads away from what it always did.
+        skipped = np.array([[0], [request.clip_skip]] if guided else [[request.clip_skip]], np.int32)
+        skipped = skipped.repeat(batch, axis=1)
+        text = _encode_prompt(self.definition, self.params, tokens, inputs.vectors, skipped)
         if self.checkpoint.configs["model_index"].get("force_zeros_for_empty_prompt", self.definition.is_xl):
             said = np.array([prompt is not None for prompt in prompts], np.float32).reshape(-1, batch)
             text = jax.tree.map(lambda x: x * said.reshape(*said.shape, *[1] * (x.ndim - 2)).astype(x.dtype), text)

@@ -4,6 +4,7 @@ import math
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -11,7 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sdjax.errors import RequestError
-from sdjax.loading import Checkpoint
+from sdjax.loading import Checkpoint, Embedding, load_embedding
+from sdjax.prompts import LONG_PROMPTS, encoder_configs
 from sdjax.schedulers import Schedule, default_sampler, table
 
 OUTPUTS = ("pil", "numpy", "latents")
@@ -35,6 +37,9 @@ class Request:
     table: Schedule
     latent_shape: tuple[int, int, int]
     latents: NDArray[np.float32] | None
+    clip_skip: int
+    embeddings: tuple[Embedding, ...]
+    long_prompts: str
     output: str
     settings: Mapping[str, Any]
 
@@ -53,6 +58,9 @@ def resolve(
     height: int | None,
     num_images: int,
     latents: ArrayLike | None,
+    clip_skip: int | None,
+    embeddings: Sequence[str | Path | tuple[str | Path, str]],
+    long_prompts: str,
     output: str,
 ) -> Request:
     """Check the arguments of a `Pipeline` call; they are described there.
@@ -86,6 +94,12 @@ def resolve(
         rows_of_table = table(sampler, checkpoint.scheduler, steps, schedule=schedule)
     except ValueError as error:
         raise RequestError(str(error)) from error
+    encoders = encoder_configs(checkpoint)
+    if clip_skip is not None:
+        clip_skip = _whole("clip_skip", clip_skip, 1, min(encoder.num_hidden_layers for encoder in encoders) - 1)
+    if long_prompts not in LONG_PROMPTS:
+        raise RequestError(f"long_prompts must be one of {', '.join(LONG_PROMPTS)}, not {long_prompts!r}")
+    learned = _embeddings(embeddings, [encoder.hidden_size for encoder in encoders])
     first = secrets.randbits(32) if seed is None else _whole("seed", seed, 0, LAST_SEED)
     return Request(
         prompts=tuple(np.repeat(np.array(prompts, object), count)),
@@ -96,6 +110,9 @@ def resolve(
         table=rows_of_table,
         latent_shape=shape,
         latents=None if latents is None else _latents(latents, (rows, *shape)),
+        clip_skip=clip_skip or 0,
+        embeddings=learned,
+        long_prompts=long_prompts,
         output=output,
         settings=MappingProxyType(
             {
@@ -105,6 +122,9 @@ def resolve(
                 "guidance_scale": guidance_scale,
                 "width": width,
                 "height": height,
+                "clip_skip": clip_skip,
+                "long_prompts": long_prompts,
+                "embeddings": [embedding.name for embedding in learned],
             }
         ),
     )
@@ -134,6 +154,24 @@ def _negatives(given: object, count: int) -> list[str | None]:
             f"negative_prompt has {len(negatives)} entries for {count} prompts: give one, or one for each"
         )
     return list(negatives)
+
+
+def _embeddings(given: object, widths: Sequence[int]) -> tuple[Embedding, ...]:
+    if isinstance(given, str | Path) or not isinstance(given, Sequence):
+        raise RequestError(f"embeddings must be a list of files or of (file, name) pairs, not {given!r}")
+    learned = []
+    for i, entry in enumerate(given):
+        source, name = (entry, None) if isinstance(entry, str | Path) else _pair(f"embeddings[{i}]", entry)
+        learned.append(load_embedding(source, name, widths=widths))
+    return tuple(learned)
+
+
+def _pair(name: str, given: object) -> tuple[str | Path, str]:
+    if isinstance(given, Sequence) and len(given) == 2:
+        file, word = given
+        if isinstance(file, str | Path) and isinstance(word, str):
+            return file, word
+    raise RequestError(f"{name} must be a file or a (file, name) pair, not {given!r}")
 
 
 def _side(name: str, value: object, factor: int) -> int:
