@@ -5,13 +5,14 @@ from pathlib import Path
 from jax.typing import DTypeLike
 
 from sdjax.loading.checkpoint import Checkpoint, assemble
+from sdjax.loading.controlnet import load_controlnet
 from sdjax.loading.folder import read_folder
 from sdjax.loading.saving import save_folder
 from sdjax.loading.source import locate
 from sdjax.loading.textual_inversion import Embedding, load_embedding
 from sdjax.loading.tokenizer import ClipTokenizer
 
-__all__ = ["Checkpoint", "ClipTokenizer", "Embedding", "load", "load_embedding", "save_folder"]
+__all__ = ["Checkpoint", "ClipTokenizer", "Embedding", "load", "load_controlnet", "load_embedding", "save_folder"]
 
 
 def load(

@@ -40,7 +40,6 @@ def tokenize(
     *,
     long_prompts: str = "truncate",
     triggers: Triggers = MappingProxyType({}),
-    chunks: int = 1,
 ) -> Tokens:
     """Read prompts by the grammar of `sdjax.prompts.grammar` and encode them for one text encoder.
 
@@ -53,7 +52,6 @@ def tokenize(
             as diffusers does; "chunk" goes on in another chunk.
         triggers: words that stand for learned embeddings. Capitals do not matter, as for any word. One that begins or
             ends in a letter, digit or underscore is not found inside a longer word.
-        chunks: at least so many for every prompt.
 
     Returns:
         Ids and weights, each (prompts, chunks, length). Start, end and padding weigh 1.
@@ -80,7 +78,14 @@ def tokenize(
         rows.append(row)
     for complaint in dict.fromkeys(complaints):
         warnings.warn(complaint, stacklevel=2)
-    return _laid_out(tokenizer, rows, max([chunks, *map(len, rows)]))
+    return _laid_out(tokenizer, rows, max(map(len, rows), default=1))
+
+
+def with_chunks(tokenizer: ClipTokenizer, tokens: Tokens, chunks: int) -> Tokens:
+    """Give prompts chunks without words behind their own, so that they have `chunks`, which is no fewer than now."""
+    prompts, present = tokens.ids.shape[:2]
+    empty = _laid_out(tokenizer, [[]] * prompts, chunks - present)
+    return Tokens(*(np.concatenate(both, axis=1) for both in zip(tokens, empty, strict=True)))
 
 
 def _units(tokenizer: ClipTokenizer, section: Sequence[tuple[str, float]], triggers: Triggers) -> Iterator[_Unit]:
