@@ -47,7 +47,7 @@ class CLIPTextConfig:
         """Read a config.json; its keys about training and text generation do not matter here.
 
         Raises:
-            ValueError: the activation or the kind of model is not supported.
+            ValueError: the activation or the kind of model is not supported, or padding is to be masked.
         """
         values = {key: config[key] for key in cls.__dataclass_fields__ if config.get(key) is not None}
         architectures = config.get("architectures") or ["CLIPTextModel"]
@@ -62,6 +62,10 @@ class CLIPTextConfig:
             values.setdefault("projection_dim", 512)
         if values.get("eos_token_id", 2) == 2:
             values["eos_token_id"] = values.get("vocab_size", cls.vocab_size) - 1
+        if config.get("use_attention_mask"):
+            raise ValueError(
+                f"text encoder config: use_attention_mask is {config['use_attention_mask']!r}, and padding is not masked"
+            )
         if values.get("hidden_act", cls.hidden_act) not in ACTIVATIONS:
             raise ValueError(
                 f"text encoder config: hidden_act is {values['hidden_act']!r}, and only "

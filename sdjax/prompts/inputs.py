@@ -31,6 +31,10 @@ class Reading(NamedTuple):
     long_prompts: str = "truncate"
 
 
+PLAIN = Reading()
+"""As diffusers reads prompts where nothing else is asked for."""
+
+
 class TextInputs(NamedTuple):
     """Arguments of `encode_prompt`, with an entry for each text encoder.
 
@@ -75,7 +79,7 @@ def reading(checkpoint: Checkpoint, *, clip_skip: object, embeddings: object, lo
     return Reading(clip_skip, learned, str(long_prompts))
 
 
-def text_inputs(checkpoint: Checkpoint, prompts: Sequence[str], how: Reading = Reading()) -> TextInputs:  # noqa: B008
+def text_inputs(checkpoint: Checkpoint, prompts: Sequence[str], how: Reading = PLAIN) -> TextInputs:
     """Tokenize prompts, negative ones among them, for every text encoder of a checkpoint.
 
     Nothing of the checkpoint changes: learned words are ids beyond its vocabulary, and rows beside its embeddings.

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 import sdjax
 from sdjax import metadata
 from sdjax.generation import MOST_RESCALED
-from sdjax.prompts import Reading, reading, text_inputs
+from sdjax.models import CLIPTextConfig
+from sdjax.prompts import PLAIN, Reading, reading, text_inputs
 from tests.prompts.conftest import LAYERS
 
 TOLERANCE = 2e-5
@@ -24,7 +25,7 @@ def both(request):
     return request.getfixturevalue(request.param)
 
 
-def encode(pipe, prompts, how=Reading()):  # noqa: B008
+def encode(pipe, prompts, how=PLAIN):
     inputs = text_inputs(pipe.checkpoint, prompts, how)
     return encode_prompt(pipe.definition, pipe.params, inputs.tokens, inputs.vectors, how.clip_skip or 0)
 
@@ -198,6 +199,12 @@ def test_a_picture_names_clip_skip_as_other_tools_count_it(tiny):
     assert metadata.from_text(text)["clip_skip"] == 1
     assert "Clip skip" not in metadata.to_text("a", None, tiny("a", steps=1).settings)
     assert metadata.from_text("a\nSteps: 20, Clip skip: 1")["clip_skip"] is None
+
+
+def test_an_encoder_that_wants_its_padding_masked_is_refused():
+    CLIPTextConfig.from_dict({"use_attention_mask": False})
+    with pytest.raises(ValueError, match="use_attention_mask is True"):
+        CLIPTextConfig.from_dict({"use_attention_mask": True})
 
 
 @pytest.mark.parametrize(
