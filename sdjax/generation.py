@@ -102,7 +102,8 @@ class Conditioning(NamedTuple):
 class Table(NamedTuple):
     """The part of a `Schedule` that the loop reads, float32, with a leading batch axis and padded rows.
 
-    `signal` and `noise` are the level that a row leads to.
+    `signal` and `noise` are the level that a row leads to; after the last the latents are taken as clean, even where a
+    model's own last level is not quite (`set_alpha_to_one` false).
     """
 
     timesteps: ArrayLike
@@ -349,7 +350,11 @@ def stack_tables(schedules: Sequence[Schedule], rows: int) -> Table:
         padded = [np.pad(part, [(0, rows - len(part))] + [(0, 0)] * (part.ndim - 1)) for part in parts]
         return np.stack(padded).astype(np.float32)
 
-    return Table(*(column(name) for name in Table._fields))
+    stacked = {name: column(name) for name in Table._fields}
+    for row, schedule in enumerate(schedules):
+        last = len(schedule.step) - 1
+        stacked["signal"][row, last], stacked["noise"][row, last] = 1, 0
+    return Table(**stacked)
 
 
 def start_state(scale: ArrayLike, noise: ArrayLike, latents: ArrayLike = 0.0) -> Array:

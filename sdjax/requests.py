@@ -269,7 +269,7 @@ def _canvases(checkpoint: Checkpoint, given: Settings, prompts: int) -> list[Can
             f"{checkpoint.source} has a UNet of {config.in_channels} input channels; only {channels} (ordinary) and "
             f"{2 * channels + 1} (inpainting) are known"
         )
-    if config.in_channels != channels and None in (*images, *masks):
+    if config.in_channels != channels and any(picture is None for picture in (*images, *masks)):
         raise RequestError(f"{checkpoint.source} is an inpainting checkpoint: give image= and mask=")
     padding = given.get("padding_mask_crop")
     if padding is not None:
