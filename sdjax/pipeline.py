@@ -30,6 +30,7 @@ from sdjax.generation import (
     Known,
     Table,
     Text,
+    Tokens,
     decode,
     denoise,
     encode,
@@ -55,6 +56,7 @@ __all__ = [
     "Request",
     "Table",
     "Text",
+    "Tokens",
     "decode",
     "denoise",
     "encode",
@@ -190,13 +192,17 @@ class Pipeline:
         target_size: tuple[int, int] | None = None,
         aesthetic_score: float = 6.0,
         negative_aesthetic_score: float = 2.5,
+        clip_skip: int | None = None,
+        embeddings: Sequence[str | Path | tuple[str | Path, str]] = (),
+        long_prompts: Literal["truncate", "chunk"] = "truncate",
         output: Literal["pil", "numpy", "latents"] = "pil",
         progress: Progress | bool | None = None,
     ) -> Output:
         """Draw.
 
         Args:
-            prompt: one, or a list of them; "" is valid, and means no words.
+            prompt: one, or a list of them; "" is valid, and means no words. `(words)`, `(words:1.3)` and `[words]`
+                weigh words, BREAK begins a chunk: `sdjax.prompts.grammar` has the rules. Plain text stays as it is.
             negative_prompt: what guidance leads away from; one for all, or one for each prompt.
             steps: of the sampler; None is the model's own count.
             guidance_scale: how far to go from the negative prompt towards the prompt; up to 1 there is no guidance.
@@ -228,11 +234,18 @@ class Pipeline:
             target_size: SDXL: (height, width) that it is to look like it was made for.
             aesthetic_score: SDXL's refiner: how well liked it is to look.
             negative_aesthetic_score: likewise, of what guidance leads away from.
+            clip_skip: layers of the text encoder that the prompt does without, counted as diffusers counts: 1 is what
+                AUTOMATIC1111 and the parameters in a PNG call 2. As in diffusers, SDXL counts from the penultimate
+                layer, and the negative prompt keeps all layers.
+            embeddings: learned words (textual inversion): .safetensors files, or (file, name) to choose the word.
+            long_prompts: what becomes of words beyond an encoder's length: "truncate" cuts them, with a warning that
+                shows them; "chunk" encodes them in chunks of that length. Each number of chunks compiles once.
             output: "pil", "numpy" or "latents".
             progress: called as progress(done, total) in steps; True shows a bar.
 
         Raises:
             RequestError: an argument can't be honoured; the message says what is allowed.
+            CheckpointError: an embedding can't be read, or was learned for another kind of model.
             NotFiniteError: an image came out as NaN or infinity.
         """
         request = self.resolve(
@@ -263,6 +276,9 @@ class Pipeline:
             target_size=target_size,
             aesthetic_score=aesthetic_score,
             negative_aesthetic_score=negative_aesthetic_score,
+            clip_skip=clip_skip,
+            embeddings=embeddings,
+            long_prompts=long_prompts,
             output=output,
         )
         latents = self._denoised(request, progress)

@@ -30,7 +30,7 @@ from sdjax.generation import (
 )
 from sdjax.loading import Checkpoint, load_controlnet
 from sdjax.models import AddedConditioning, Definition, Params, timestep_embedding
-from sdjax.prompts import tokenize
+from sdjax.prompts import text_inputs
 from sdjax.requests import Request, Steering
 
 _encode_prompt = jax.jit(encode_prompt, static_argnums=0)
@@ -157,8 +157,11 @@ def _text(checkpoint: Checkpoint, definition: Definition, params: Params, reques
     batch = len(request.seeds)
     prompts: list[str | None] = [*request.negative_prompts, *request.prompts] if guided else [*request.prompts]
     words = [prompt or "" for prompt in prompts]
-    ids = [tokenize(tokenizer, words).reshape(-1, batch, tokenizer.length) for tokenizer in checkpoint.tokenizers]
-    text: Text = _encode_prompt(replace(definition, controlnets=()), params, ids)
+    inputs = text_inputs(checkpoint, words, request.reading)
+    tokens = jax.tree.map(lambda x: x.reshape(-1, batch, *x.shape[1:]), inputs.tokens)
+    # As in diffusers the negative prompt keeps all layers.
+    skipped = np.array([0, request.reading.clip_skip or 0], np.int32)[-len(words) // batch :, None].repeat(batch, 1)
+    text: Text = _encode_prompt(replace(definition, controlnets=()), params, tokens, inputs.vectors, skipped)
     if checkpoint.configs["model_index"].get("force_zeros_for_empty_prompt", definition.is_xl):
         said = np.array([prompt is not None for prompt in prompts], np.float32).reshape(-1, batch)
         text = jax.tree.map(lambda x: x * said.reshape(*said.shape, *[1] * (x.ndim - 2)).astype(x.dtype), text)

@@ -18,6 +18,7 @@ from sdjax.errors import RequestError
 from sdjax.generation import DECODED_AT_ONCE
 from sdjax.images import to_rgb
 from sdjax.loading import Checkpoint
+from sdjax.prompts import Reading, reading
 from sdjax.schedulers import Schedule, begin_step, default_sampler, table
 
 OUTPUTS = ("pil", "numpy", "latents")
@@ -53,6 +54,9 @@ class Settings(TypedDict, total=False):
     target_size: tuple[int, int] | None
     aesthetic_score: float
     negative_aesthetic_score: float
+    clip_skip: int | None
+    embeddings: Sequence[Any]
+    long_prompts: str
     output: str
 
 
@@ -94,6 +98,7 @@ class Request:
     Attributes:
         prompts: what to draw.
         negative_prompts: None where guidance leads away from nothing in particular.
+        reading: how both are read.
         seeds: where each picture's noise comes from.
         steps: of a whole walk.
         guidance_scale: how far to go from the negative prompt towards the prompt.
@@ -115,6 +120,7 @@ class Request:
 
     prompts: tuple[str, ...]
     negative_prompts: tuple[str | None, ...]
+    reading: Reading
     seeds: tuple[int, ...]
     steps: int
     guidance_scale: float
@@ -141,6 +147,7 @@ def resolve(
 
     Raises:
         RequestError: an argument can't be honoured; the message says what was given and what is allowed.
+        CheckpointError: an embedding can't be read, or was learned for another kind of model.
         TypeError: a prompt is not a string.
     """
     prompts = _prompts("prompt", prompt)
@@ -162,12 +169,19 @@ def resolve(
     steps, sampler, schedule = given["steps"], given.get("sampler"), given.get("schedule")
     sampler = default_sampler(checkpoint.scheduler) if sampler is None else sampler
     walk, first, stop = _walk(checkpoint, given, sampler, strength)
+    how = reading(
+        checkpoint,
+        clip_skip=given.get("clip_skip"),
+        embeddings=given.get("embeddings", ()),
+        long_prompts=given.get("long_prompts", "truncate"),
+    )
     latents = given.get("latents")
     if given.get("denoising_start") is not None and latents is None:
         raise RequestError("denoising_start goes on from latents: give them, from a call with output='latents'")
     return Request(
         prompts=tuple(np.repeat(np.array(prompts, object), count)),
         negative_prompts=tuple(np.repeat(np.array(negatives, object), count)),
+        reading=how,
         seeds=tuple((seed + i) % (LAST_SEED + 1) for i in range(rows)),
         steps=int(steps),  # type: ignore[arg-type]
         guidance_scale=guidance_scale,
@@ -193,6 +207,9 @@ def resolve(
                 "width": width,
                 "height": height,
                 "strength": strength if canvases else None,
+                "clip_skip": how.clip_skip,
+                "embeddings": [embedding.name for embedding in how.embeddings],
+                "long_prompts": how.long_prompts,
             }
         ),
     )

@@ -9,9 +9,10 @@ from sdjax.loading.controlnet import load_controlnet
 from sdjax.loading.folder import read_folder
 from sdjax.loading.saving import save_folder
 from sdjax.loading.source import locate
+from sdjax.loading.textual_inversion import Embedding, load_embedding
 from sdjax.loading.tokenizer import ClipTokenizer
 
-__all__ = ["Checkpoint", "ClipTokenizer", "load", "load_controlnet", "save_folder"]
+__all__ = ["Checkpoint", "ClipTokenizer", "Embedding", "load", "load_controlnet", "load_embedding", "save_folder"]
 
 
 def load(
