@@ -6,11 +6,24 @@ from jax.typing import DTypeLike
 
 from sdjax.loading.checkpoint import Checkpoint, assemble
 from sdjax.loading.folder import read_folder
+from sdjax.loading.lora import Adapter, apply_lora
+from sdjax.loading.lora_cache import checked_lora, lora_merger
+from sdjax.loading.lora_file import read_lora
 from sdjax.loading.saving import save_folder
 from sdjax.loading.source import locate
 from sdjax.loading.tokenizer import ClipTokenizer
 
-__all__ = ["Checkpoint", "ClipTokenizer", "load", "save_folder"]
+__all__ = [
+    "Adapter",
+    "Checkpoint",
+    "ClipTokenizer",
+    "apply_lora",
+    "checked_lora",
+    "load",
+    "lora_merger",
+    "read_lora",
+    "save_folder",
+]
 
 
 def load(
