@@ -144,7 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train a LoRA for the bundled model.")
     parser.add_argument("--folder", type=Path, default=Path("runs/lora"))
     parser.add_argument("--file", type=Path, default=Path("sdjax/bundled/loras/outline.safetensors"))
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=1200)
     args = parser.parse_args()
     checkpoint = sdjax.Pipeline.from_pretrained(dtype="float32").checkpoint
     state = train(
