@@ -11,16 +11,19 @@ from sdjax.loading.lora_cache import checked_lora, lora_merger
 from sdjax.loading.lora_file import read_lora
 from sdjax.loading.saving import save_folder
 from sdjax.loading.source import locate
+from sdjax.loading.textual_inversion import Embedding, read_embedding
 from sdjax.loading.tokenizer import ClipTokenizer
 
 __all__ = [
     "Adapter",
     "Checkpoint",
     "ClipTokenizer",
+    "Embedding",
     "apply_lora",
     "checked_lora",
     "load",
     "lora_merger",
+    "read_embedding",
     "read_lora",
     "save_folder",
 ]

@@ -10,7 +10,7 @@ Everything here is in PyTorch's orientation, as adapters are published: (out, in
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -28,6 +28,8 @@ from sdjax.models import Params
 Factor: TypeAlias = tuple[ArrayLike, ...]
 """A matrix or kernel: itself; or a (out, rank) times b (rank, in...); or, with a core between them as in Tucker's
 decomposition, a (out, rank), core (rank, rank', height, width) and b (rank', in)."""
+
+LARGEST = float(np.finfo(np.float32).max)
 
 
 class LowRank(NamedTuple):
@@ -108,21 +110,13 @@ def apply_lora(params: Params, adapters: Sequence[tuple[Adapter, float]]) -> Par
     if not present:
         return params
     leaves = flatten_dict(params)
-    additions: dict[LeafPath, Array] = {}
+    terms: dict[LeafPath, list[tuple[Change, float]]] = {}
     for adapter, weight in present:
         for path, change in adapter.changes.items():
-            if path not in leaves:
-                raise CheckpointError(f"{adapter.source} changes {'.'.join(map(str, path))}, which this model lacks")
-            leaf = leaves[path]
-            shape = torch_shape(path, leaf.shape)
-            if not fits(change.factors, shape):
-                raise CheckpointError(
-                    f"{adapter.source} was made for another model: for {tensor_name(path)} it has factors "
-                    f"{shapes(change.factors)}, and the layer here is {shape}"
-                )
-            addition = _addition(leaf, change, np.float32(weight * change.scale), is_kernel=path[-1] == "kernel")
-            additions[path] = additions[path] + addition if path in additions else addition
-    changed = {path: _placed_like(leaves[path], _sum(leaves[path], total)) for path, total in additions.items()}
+            _check_fit(adapter, path, change, leaves)
+            terms.setdefault(path, []).append((change, weight))
+    # Leaf by leaf, so that no more than one is in memory in float32.
+    changed = {path: _merged(leaves[path], added, is_kernel=path[-1] == "kernel") for path, added in terms.items()}
     return FrozenDict(unflatten_dict({**leaves, **changed}))
 
 
@@ -130,15 +124,26 @@ def checked_weight(weight: object, name: str) -> float:
     """A LoRA's weight as a float.
 
     Raises:
-        RequestError: it is not a finite number.
+        RequestError: it is not a number, or not finite in float32.
     """
     try:
         number = math.nan if isinstance(weight, bool | str | bytes) else float(weight)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not math.isfinite(number):
+    if not abs(number) <= LARGEST:
         raise RequestError(f"the weight of {name} must be a finite number, not {weight!r}")
     return number
+
+
+def _check_fit(adapter: Adapter, path: LeafPath, change: Change, leaves: Mapping[LeafPath, Array]) -> None:
+    if path not in leaves:
+        raise CheckpointError(f"{adapter.source} changes {'.'.join(map(str, path))}, which this model lacks")
+    shape = torch_shape(path, leaves[path].shape)
+    if not fits(change.factors, shape):
+        raise CheckpointError(
+            f"{adapter.source} was made for another model: for {tensor_name(path)} it has factors "
+            f"{shapes(change.factors)}, and the layer here is {shape}"
+        )
 
 
 def torch_shape(path: LeafPath, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -187,6 +192,18 @@ def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _flat(shape: tuple[int, ...]) -> tuple[int, int]:
     return shape[0], math.prod(shape[1:])
+
+
+def _merged(leaf: Array, terms: Sequence[tuple[Change, float]], *, is_kernel: bool) -> Array:
+    """A leaf with all that is added to it, where the leaf is."""
+    additions = [
+        _addition(leaf, change, np.float32(weight * change.scale), is_kernel=is_kernel) for change, weight in terms
+    ]
+    merged = _sum(leaf, reduce(jnp.add, additions))
+    if isinstance(merged, jax.core.Tracer) or not isinstance(leaf, jax.Array):
+        return merged
+    placed: Array = jax.device_put(merged, leaf.sharding)
+    return placed
 
 
 @partial(jax.jit, static_argnames="is_kernel")
@@ -242,10 +259,3 @@ def _product(factor: Factor) -> Array:
 @jax.jit
 def _sum(leaf: Array, addition: Array) -> Array:
     return (leaf.astype(jnp.float32) + addition).astype(leaf.dtype)
-
-
-def _placed_like(leaf: Array, changed: Array) -> Array:
-    if isinstance(changed, jax.core.Tracer) or not isinstance(leaf, jax.Array):
-        return changed
-    placed: Array = jax.device_put(changed, leaf.sharding)
-    return placed

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from flax.core import FrozenDict
 from flax.traverse_util import flatten_dict
@@ -29,7 +28,7 @@ from sdjax.loading.lora import (
     torch_shape,
 )
 from sdjax.loading.lora_names import ENCODERS, bare_layer, spellings, take_apart
-from sdjax.loading.weights import PICKLES, PICKLES_REFUSED, LeafPath, tensor_name
+from sdjax.loading.weights import PICKLES, PICKLES_REFUSED, LeafPath, check_finite, read_tensors, tensor_name
 from sdjax.models import Params
 
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -75,7 +74,7 @@ def read_lora(source: str | Path, params: Params) -> Adapter:
     leaves = flatten_dict(params)
     for file in _files(source):
         known = spellings(params, file.component)
-        tensors = _read(file.path)
+        tensors = read_tensors(file.path)
         for name, tensor in tensors.items():
             digest.update(f"{name} {tensor.dtype} {tensor.shape} ".encode())
             digest.update(np.ascontiguousarray(tensor).tobytes())
@@ -122,15 +121,6 @@ def _files(source: Path) -> list[_File]:
         f"{source} is no LoRA: it should hold {DIFFUSERS_WEIGHTS}, {PEFT_CONFIG} with {PEFT_WEIGHTS}, or one "
         f".safetensors file, and has {', '.join(present) or 'nothing'}"
     )
-
-
-def _read(file: Path) -> dict[str, NDArray[Any]]:
-    try:
-        with safe_open(file, "np") as opened:
-            return {name: opened.get_tensor(name) for name in sorted(opened.keys())}
-    # A dtype that NumPy lacks is a different error in each release of safetensors.
-    except (SafetensorError, OSError, TypeError, ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{file} is not a readable safetensors file: {error}") from error
 
 
 def _file_settings(file: Path) -> dict[str, Mapping[str, Any]]:
@@ -202,12 +192,7 @@ def _grouped(
         parts = found.setdefault(known[key.layer], {})
         if key.part in parts:
             raise CheckpointError(f"{where} has {name}, and the same part of that layer under another name")
-        if not jnp.issubdtype(tensor.dtype, jnp.floating):
-            raise CheckpointError(f"{where}: {name} has dtype {tensor.dtype}, not a floating-point one")
-        with np.errstate(over="ignore"):
-            finite = np.isfinite(tensor.astype(np.float32)).all()
-        if not finite:
-            raise CheckpointError(f"{where}: {name} holds NaN or infinity")
+        check_finite(tensor, f"{where}: {name}")
         parts[key.part] = tensor
     return found, unknown
 
@@ -238,6 +223,8 @@ def _change(path: LeafPath, parts: Parts, shape: tuple[int, ...], file: _File) -
         scale = float(alpha.reshape(())) / rank
     else:
         scale = _scale_of(file.settings, path, rank, layer)
+    if vector and path[-1] == "embedding":
+        raise CheckpointError(f"{layer} has DoRA magnitudes, which are not supported for an embedding")
     if len(vector) > 1:
         raise CheckpointError(f"{layer} has both {' and '.join(vector)}")
     magnitude = None
