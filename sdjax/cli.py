@@ -96,9 +96,7 @@ def generate(
         list[str] | None, typer.Option(metavar="FILE[:WORD]", help="A learned word (textual inversion).")
     ] = None,
     clip_skip: Annotated[int | None, typer.Option(help="Layers of the text encoder to leave out.")] = None,
-    chunk: Annotated[
-        bool, typer.Option("--chunk", help="Read long prompts in chunks, uncut.")
-    ] = False,
+    chunk: Annotated[bool, typer.Option("--chunk", help="Read long prompts in chunks, uncut.")] = False,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
     variant: Annotated[str | None, typer.Option(help="Of the weight files, such as fp16.")] = None,
     revision: Annotated[str | None, typer.Option(help="A branch, tag or commit of a hub repository.")] = None,

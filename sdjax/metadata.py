@@ -26,6 +26,8 @@ LABELS: Mapping[str, str] = MappingProxyType(
         "CFG scale": "guidance_scale",
         "Seed": "seed",
         "Size": "size",
+        "Denoising strength": "strength",
+        "Loras": "loras",
         "Clip skip": "clip_skip",
         "Long prompts": "long_prompts",
         "Embeddings": "embeddings",

@@ -39,7 +39,7 @@ from sdjax.generation import (
     stack_tables,
     start_state,
 )
-from sdjax.loading import Checkpoint, load, save_folder
+from sdjax.loading import Checkpoint, load, lora_merger, save_folder
 from sdjax.models import Definition, Params
 from sdjax.preparing import prepare, with_controlnets
 from sdjax.requests import ControlInput, Request, Settings, resolve
@@ -113,6 +113,7 @@ class Pipeline:
         self.name = name
         self.steps = steps
         self.guidance_scale = guidance_scale
+        self._merged = lora_merger(checkpoint.params)
 
     @classmethod
     def from_pretrained(
@@ -183,6 +184,7 @@ class Pipeline:
         strength: float = 0.8,
         padding_mask_crop: int | None = None,
         feather: float = 0.0,
+        loras: Sequence[tuple[str | Path, float]] = (),
         control: Sequence[ControlInput | tuple[Any, ...]] = (),
         tiling: bool | None = None,
         denoising_start: float | None = None,
@@ -224,6 +226,7 @@ class Pipeline:
                 `int(steps * strength)` steps are run; a strength above 0 that leaves none is refused.
             padding_mask_crop: work on the masked region alone, at the whole size, with this many pixels around it.
             feather: pixels over which the repainted part fades in, inside the mask.
+            loras: adapters, each (file or folder, weight); their order does not matter.
             control: ControlNets: (folder, image, scale), or a `ControlInput`, for each.
             tiling: encode and decode in tiles, which takes less memory and differs a little. None does so, with a
                 warning, beyond 1024 x 1024 pixels.
@@ -245,7 +248,7 @@ class Pipeline:
 
         Raises:
             RequestError: an argument can't be honoured; the message says what is allowed.
-            CheckpointError: an embedding can't be read, or was learned for another kind of model.
+            CheckpointError: an adapter, a ControlNet or an embedding can't be read, or is for another kind of model.
             NotFiniteError: an image came out as NaN or infinity.
         """
         request = self.resolve(
@@ -267,6 +270,7 @@ class Pipeline:
             strength=strength,
             padding_mask_crop=padding_mask_crop,
             feather=feather,
+            loras=loras,
             control=control,
             tiling=tiling,
             denoising_start=denoising_start,
@@ -345,7 +349,7 @@ class Pipeline:
         return [pasted(canvas, picture) for canvas, picture in zip(request.canvases, decoded, strict=True)]
 
     def _model(self, request: Request) -> tuple[Definition, Params]:
-        return with_controlnets(self.definition, self.params, request.controls)
+        return with_controlnets(self.definition, self._merged(request.loras), request.controls)
 
     def _denoised(self, request: Request, progress: Progress | bool | None) -> Array:
         batch = self.prepare(request)

@@ -17,7 +17,7 @@ from sdjax.canvas import Canvas, canvas, untouched
 from sdjax.errors import RequestError
 from sdjax.generation import DECODED_AT_ONCE
 from sdjax.images import to_rgb
-from sdjax.loading import Checkpoint
+from sdjax.loading import Checkpoint, checked_lora
 from sdjax.prompts import Reading, reading
 from sdjax.schedulers import Schedule, begin_step, default_sampler, table
 
@@ -45,6 +45,7 @@ class Settings(TypedDict, total=False):
     strength: float
     padding_mask_crop: int | None
     feather: float
+    loras: Sequence[tuple[str | Path, float]]
     control: Sequence[Any]
     tiling: bool | None
     denoising_start: float | None
@@ -111,6 +112,7 @@ class Request:
         resumes: whether the walk goes on from `latents` instead of starting from noise.
         canvases: what the pictures start from; empty where they start from noise.
         repaints: whether the canvases have masks.
+        loras: adapters and their weights.
         controls: what ControlNets see.
         tile: side in latents of the autoencoder's tiles, or None where it takes a picture whole.
         time_ids: SDXL's micro-conditioning without and with the prompt; cut to the length that the model reads.
@@ -133,6 +135,7 @@ class Request:
     resumes: bool
     canvases: tuple[Canvas, ...]
     repaints: bool
+    loras: tuple[tuple[Path, float], ...]
     controls: tuple[Steering, ...]
     tile: int | None
     time_ids: tuple[Mapping[str, tuple[float, ...]], ...]
@@ -175,6 +178,7 @@ def resolve(
         embeddings=given.get("embeddings", ()),
         long_prompts=given.get("long_prompts", "truncate"),
     )
+    loras = tuple(checked_lora(entry, f"loras[{i}]") for i, entry in enumerate(given.get("loras", ())))
     latents = given.get("latents")
     if given.get("denoising_start") is not None and latents is None:
         raise RequestError("denoising_start goes on from latents: give them, from a call with output='latents'")
@@ -194,6 +198,7 @@ def resolve(
         resumes=given.get("denoising_start") is not None,
         canvases=tuple(entry for entry in canvases for _ in range(count)),
         repaints=given.get("mask") is not None,
+        loras=loras,
         controls=_controls(given.get("control", ()), (width, height)),
         tile=_tile(checkpoint, given.get("tiling"), (width, height)),
         time_ids=_time_ids(given, (height, width)),
@@ -207,6 +212,7 @@ def resolve(
                 "width": width,
                 "height": height,
                 "strength": strength if canvases else None,
+                "loras": [f"{path.stem}:{weight:g}" for path, weight in loras] or None,
                 "clip_skip": how.clip_skip,
                 "embeddings": [embedding.name for embedding in how.embeddings],
                 "long_prompts": how.long_prompts,

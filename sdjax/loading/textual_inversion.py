@@ -7,10 +7,9 @@ from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import safe_open
 
 from sdjax.errors import CheckpointError
-from sdjax.loading.weights import open_tensors
+from sdjax.loading.weights import check_finite, open_tensors, read_tensors
 
 FOLDER_FILE = "learned_embeds.safetensors"
 """What diffusers calls the file in a folder of its own."""
@@ -67,16 +66,16 @@ def load_embedding(source: str | Path, name: str | None = None, *, widths: Mappi
         name = file.stem if of_xl or order == [NAMELESS] else order[0]
     if not name.strip():
         raise CheckpointError(f"{file}: an embedding's name must not be blank, and it is {name!r}")
-    with safe_open(file, "np") as opened:
-        vectors = [np.atleast_2d(opened.get_tensor(key)).astype(np.float32) for key in order]
+    tensors = read_tensors(file)
+    for key in order:
+        check_finite(tensors[key], f"{file}: {key!r}")
+    vectors = [np.atleast_2d(tensors[key]).astype(np.float32) for key in order]
     for key, rows, width in zip(order, vectors, widths.values(), strict=True):
         if rows.ndim != 2 or not len(rows) or rows.shape[1] != width:
             raise CheckpointError(
                 f"{file}: {key!r} has shape {rows.shape}, and the model's text encoder has width {width}: it takes "
                 f"(n, {width})"
             )
-        if not np.isfinite(rows).all():
-            raise CheckpointError(f"{file}: {key!r} holds NaN or infinity")
     if len({len(rows) for rows in vectors}) > 1:
         counts = " and ".join(str(len(rows)) for rows in vectors)
         raise CheckpointError(f"{file} has {counts} vectors for the text encoders, and they must be as many")
