@@ -38,7 +38,10 @@ def main() -> NoReturn:
             warnings.showwarning = _show_warning
             app(standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        _quit("interrupted", INTERRUPTED)
+        print("sdjax: interrupted", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        # The compiled loop goes on in threads that an orderly end of the interpreter would pull the ground from under.
+        os._exit(INTERRUPTED)
     except typer.Exit as stop:
         raise SystemExit(stop.exit_code) from None
     except RequestError as error:
