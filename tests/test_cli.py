@@ -23,18 +23,17 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
+def environment_of(cache):
+    return {**os.environ, "SDJAX_CACHE_DIR": str(cache), "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+
+
 def run(*arguments, cache, cwd=None, **environment):
     return subprocess.run(
         [sys.executable, "-m", "sdjax", *map(str, arguments)],
         capture_output=True,
         text=True,
         cwd=cwd,
-        env={
-            **os.environ,
-            "SDJAX_CACHE_DIR": str(cache),
-            "PYTHONPATH": str(Path(cli.__file__).parents[1]),
-            **environment,
-        },
+        env={**environment_of(cache), **environment},
         check=False,
     )
 
@@ -116,13 +115,12 @@ def test_a_picture_and_a_mask_start_another_one(here, capsys):
         ([PROMPT, "--size", "big"], 2, "--size must be like 512 or 512x768"),
         ([PROMPT, "--model", "sd-v1-6"], 2, "there is no model 'sd-v1-6': did you mean 'sd-v1-5'?"),
         ([PROMPT, "--model", "./nowhere"], 1, "there is no folder or file './nowhere'"),
-        ([PROMPT, "--model", "old.ckpt"], 2, "there is no model 'old.ckpt'"),
         ([PROMPT, "--model", "./old.ckpt"], 1, "reading a pickle runs whatever code it holds"),
         ([PROMPT, "--model", "someone/something", "--offline"], 1, "someone/something is not in the local cache"),
         ([PROMPT, "--sampler", "dimm"], 2, "sampler must be one of ddim, ddpm"),
         ([PROMPT, "--schedule", "karas"], 2, "schedule must be one of karras"),
         ([PROMPT, "--steps", "-3"], 2, "steps must be a whole number from 1 to 1000, not -3"),
-        ([PROMPT, "--steps", "many"], 2, "'many' is not a valid integer"),
+        ([PROMPT, "--steps", "many"], 2, "should be a valid integer"),
         ([PROMPT, "--num", "0"], 2, "--num must be at least 1"),
         ([PROMPT, "--seed", "-1"], 2, "seed must be a whole number from 0"),
         ([PROMPT, "--dtype", "int8"], 2, "dtype must be float32, bfloat16, float16"),
@@ -202,7 +200,7 @@ def test_an_interrupt_ends_with_130(cache, tmp_path):
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "SDJAX_CACHE_DIR": str(cache), "PYTHONPATH": str(Path(cli.__file__).parents[1])},
+        env=environment_of(cache),
     )
     time.sleep(8)
     process.send_signal(signal.SIGINT)
