@@ -64,7 +64,7 @@ class CLIPTextConfig:
             values["eos_token_id"] = values.get("vocab_size", cls.vocab_size) - 1
         if config.get("use_attention_mask"):
             raise ValueError(
-                f"text encoder config: use_attention_mask is {config['use_attention_mask']!r}; padding is not masked"
+                f"text encoder config: use_attention_mask is {config['use_attention_mask']!r}, which is not supported"
             )
         if values.get("hidden_act", cls.hidden_act) not in ACTIVATIONS:
             raise ValueError(
