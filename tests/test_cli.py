@@ -201,6 +201,7 @@ def test_an_interrupt_ends_with_130(cache, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         env=environment_of(cache),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a runner of tests may have turned it off
     )
     time.sleep(8)
     process.send_signal(signal.SIGINT)
