@@ -36,7 +36,9 @@ def main() -> NoReturn:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            app(standalone_mode=False)
+            # Releases of the command-line library differ in whether an interrupt comes out as a code or is raised.
+            if app(standalone_mode=False) == INTERRUPTED:
+                raise KeyboardInterrupt
     except (KeyboardInterrupt, typer.Abort):
         print("sdjax: interrupted", file=sys.stderr, flush=True)
         sys.stdout.flush()
