@@ -281,6 +281,7 @@ def _model_index(family: Family, tensors: Mapping[str, Tensors], scheduler: str,
     traits = FAMILIES[family]
     index: dict[str, Any] = {
         "_class_name": traits.inpainting if inpainting else traits.pipeline,
+        "_diffusers_version": DIFFUSERS_VERSION,
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
         "scheduler": ["diffusers", scheduler],

@@ -279,6 +279,26 @@ def open_clip(encoder: torch.nn.Module, *, whole: bool) -> dict[str, torch.Tenso
     return tensors
 
 
+def open_clip_shapes(width: int, layers: int) -> dict[str, torch.Tensor]:
+    """What OpenCLIP's `TextTransformer` holds at a size, without numbers."""
+    sizes = {
+        "positional_embedding": (77, width),
+        "text_projection": (width, width),
+        "logit_scale": (),
+        "token_embedding.weight": (WORDS, width),
+        "ln_final.weight": (width,),
+        "ln_final.bias": (width,),
+    }
+    layer = {"ln_1": (width,), "ln_2": (width,), "attn.out_proj": (width, width)}
+    layer |= {"mlp.c_fc": (4 * width, width), "mlp.c_proj": (width, 4 * width)}
+    for index in range(layers):
+        block = f"transformer.resblocks.{index}"
+        sizes |= {f"{block}.attn.in_proj_weight": (3 * width, width), f"{block}.attn.in_proj_bias": (3 * width,)}
+        for name, size in layer.items():
+            sizes |= {f"{block}.{name}.weight": size, f"{block}.{name}.bias": size[:1]}
+    return {name: torch.empty(size, device="meta") for name, size in sizes.items()}
+
+
 class Both(NamedTuple):
     """One checkpoint in both layouts: `folder`, `file`, and the file's `tensors`."""
 
