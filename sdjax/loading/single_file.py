@@ -71,6 +71,8 @@ IGNORED = (
     "sqrt_recip_alphas_cumprod",
     "sqrt_recipm1_alphas_cumprod",
 )
+DIFFUSERS_VERSION = "0.42.1"
+"""Whose folder layout `model_index.json` is in; some of diffusers' pipelines insist on being told."""
 V_MARKER, ZERO_SNR_MARKER = "v_pred", "ztsnr"
 METADATA_KEYS = ("prediction_type", "modelspec.prediction_type", "modelspec.predict_key")
 PREDICTION_NAMES = {

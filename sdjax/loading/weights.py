@@ -28,10 +28,6 @@ PICKLES_REFUSED = (
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
-MAPPED_AT_ONCE = 32 * 2**20
-"""Bytes of a file that are in memory beside the parameters; a mapping of the whole file would double the peak.
-
-Opening a file again reads its header alone, which takes milliseconds."""
 
 
 class Tensor(NamedTuple):
@@ -42,12 +38,6 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
     view: Callable[[NDArray[Any]], NDArray[Any]] | None = None
-
-    @property
-    def bytes(self) -> int:
-        """Size in the file; every dtype's name ends in its bits."""
-        bits = "".join(filter(str.isdigit, self.dtype.partition("_")[0])) or "8"
-        return int(np.prod(self.shape, dtype=np.int64)) * int(bits) // 8
 
 
 def open_tensors(file: Path) -> dict[str, Tensor]:
@@ -226,29 +216,16 @@ def _cast(leaf: NDArray[Any], dtype: Any, what: str) -> NDArray[Any]:
 
 
 def _read(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Read tensors file by file, mapping a bounded part of a file at a time."""
+    """Read tensors file by file, one at a time."""
     by_file: dict[Path, list[tuple[str, Tensor]]] = {}
     for name, tensor in tensors.items():
         by_file.setdefault(tensor.file, []).append((name, tensor))
     for file, members in by_file.items():
-        for group in _groups(members):
-            with safe_open(file, "np") as opened:
-                for name, tensor in group:
-                    stored = opened.get_tensor(tensor.name)
-                    yield name, stored if tensor.view is None else tensor.view(stored)
-
-
-def _groups(members: Iterable[tuple[str, Tensor]]) -> Iterator[list[tuple[str, Tensor]]]:
-    group: list[tuple[str, Tensor]] = []
-    size = 0
-    for name, tensor in members:
-        group.append((name, tensor))
-        size += tensor.bytes
-        if size >= MAPPED_AT_ONCE:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
+        # A mapped file's pages would count as this process's memory beside the copies, up to the whole file's size.
+        with safe_open(file, "np", backend="pread") as opened:
+            for name, tensor in members:
+                stored = opened.get_tensor(tensor.name)
+                yield name, stored if tensor.view is None else tensor.view(stored)
 
 
 def _some(names: Iterable[str]) -> str:
