@@ -1,6 +1,6 @@
 """The losses of the training runs as one picture.
 
-    python -m training.plots runs docs/images/loss.png
+python -m training.plots runs docs/images/loss.png
 """
 
 import argparse
