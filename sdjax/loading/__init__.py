@@ -7,7 +7,7 @@ from jax.typing import DTypeLike
 from sdjax.loading.checkpoint import Checkpoint, assemble
 from sdjax.loading.folder import read_folder
 from sdjax.loading.lora import Adapter, apply_lora
-from sdjax.loading.lora_cache import checked_lora, lora_merger
+from sdjax.loading.lora_cache import checked_loras, lora_merger
 from sdjax.loading.lora_file import read_lora
 from sdjax.loading.saving import save_folder
 from sdjax.loading.source import locate
@@ -20,7 +20,7 @@ __all__ = [
     "ClipTokenizer",
     "Embedding",
     "apply_lora",
-    "checked_lora",
+    "checked_loras",
     "load",
     "lora_merger",
     "read_embedding",
