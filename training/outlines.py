@@ -17,8 +17,10 @@ HOLE: dict[Kind, tuple[Kind, float]] = {
     "triangle": ("triangle", 0.42),
     "star": ("circle", 0.3),
 }
-"""What is cut out of a shape, and how large, in the shape's own radii. One latent covers 4 x 4 pixels, so thinner lines,
-or a star within a star, cannot be drawn."""
+"""What is cut out of a shape, and how large, in the shape's own radii.
+
+One latent covers 4 x 4 pixels, so thinner lines, or a star within a star, cannot be drawn.
+"""
 MIDDLE: dict[Kind, float] = {"triangle": 0.289, "star": 0.1}
 """How far below the middle of its box a shape's centre lies, in radii."""
 _DIFFERENT = 90
