@@ -5,13 +5,14 @@ from pathlib import Path
 from jax.typing import DTypeLike
 
 from sdjax.loading.checkpoint import Checkpoint, assemble
+from sdjax.loading.controlnet import load_controlnet
 from sdjax.loading.folder import read_folder
 from sdjax.loading.lora import Adapter, apply_lora
 from sdjax.loading.lora_cache import checked_loras, lora_merger
 from sdjax.loading.lora_file import read_lora
 from sdjax.loading.saving import save_folder
 from sdjax.loading.source import locate
-from sdjax.loading.textual_inversion import Embedding, read_embedding
+from sdjax.loading.textual_inversion import Embedding, load_embedding
 from sdjax.loading.tokenizer import ClipTokenizer
 
 __all__ = [
@@ -22,8 +23,9 @@ __all__ = [
     "apply_lora",
     "checked_loras",
     "load",
+    "load_controlnet",
+    "load_embedding",
     "lora_merger",
-    "read_embedding",
     "read_lora",
     "save_folder",
 ]

@@ -1,83 +1,82 @@
-"""Textual inversion (Gal et al. 2022, arXiv 2208.01618): learned vectors that stand for a word in a prompt."""
+"""Learned words (textual inversion, Gal et al. 2022) from safetensors files: vectors in place of a word's embedding."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import MappingProxyType
 
 import numpy as np
-from flax.core import FrozenDict
 from numpy.typing import NDArray
 
 from sdjax.errors import CheckpointError
-from sdjax.loading.weights import check_finite, read_tensors
+from sdjax.loading.weights import check_finite, open_tensors, read_tensors
 
-UNNAMED = "emb_params"
-ENCODER_KEYS: tuple[tuple[str, str], ...] = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))
-"""How files for SDXL spell the first and the second encoder: common trainers' way, and that of diffusers' script."""
+FOLDER_FILE = "learned_embeds.safetensors"
+"""What diffusers calls the file in a folder of its own."""
+XL_KEYS: Mapping[str, str] = MappingProxyType({"text_encoder": "clip_l", "text_encoder_2": "clip_g"})
+"""What a file for SDXL calls the tensor of each text encoder."""
+NAMELESS = "emb_params"
+"""What AUTOMATIC1111's files call their tensor; diffusers' call it by the word that stands for it."""
 
 
-class Embedding(NamedTuple):
-    """A learned word.
+@dataclass(frozen=True)
+class Embedding:
+    """A word and what it means.
 
-    `name` is the file's own, or the file's name without its ending; `vectors` are by the text encoder's index,
-    (n, width) float32, the same n in all: the word takes n positions in a prompt.
+    Attributes:
+        name: stands for it in a prompt.
+        vectors: for each text encoder (n, width) float32; the word takes n places.
     """
 
     name: str
-    vectors: Mapping[int, NDArray[np.float32]]
+    vectors: tuple[NDArray[np.float32], ...]
 
 
-def read_embedding(file: str | Path, widths: Sequence[int]) -> Embedding:
-    """Read a learned word for a model.
+def load_embedding(source: str | Path, name: str | None = None, *, widths: Mapping[str, int]) -> Embedding:
+    """Read a learned word.
 
     Args:
-        file: .safetensors with `emb_params` or one named tensor (SD 1 and SD 2), or `clip_l` and `clip_g` (SDXL).
-        widths: of the model's text encoders (`hidden_size`), in order.
+        source: a .safetensors file, or a folder with a `learned_embeds.safetensors`. SD 1 and 2: one tensor, (n, width)
+            or (width,), under any name. SDXL: `clip_l` and `clip_g`.
+        name: stands for it in a prompt; None takes the tensor's name, or where that says nothing the file's.
+        widths: of the checkpoint's text encoders, by name. SDXL's refiner has the second alone, and takes its tensor.
 
     Raises:
-        CheckpointError: it can't be read, or is for encoders of other widths or another number; both are named.
+        CheckpointError: the file can't be read, or is not for this checkpoint; the message has both sizes.
     """
-    file = Path(file).expanduser()
-    tensors = read_tensors(file)
-    pairs = [pair for pair in ENCODER_KEYS if tensors.keys() & set(pair)]
-    if len(tensors) == 1 and not pairs:
-        ((name, tensor),) = tensors.items()
-        parts, name = [(name, tensor)], file.stem if name == UNNAMED else name
-    elif len(pairs) == 1 and tensors.keys() == set(pairs[0]):
-        parts, name = [(key, tensors[key]) for key in pairs[0]], file.stem
-    else:
-        held = ", ".join(map(repr, tensors)) or "nothing"
+    file = Path(source)
+    if file.is_dir():
+        file = file / FOLDER_FILE
+    if not file.exists():
+        raise CheckpointError(f"{file} is missing: an embedding is a .safetensors file, or a folder with {FOLDER_FILE}")
+    keys = sorted(open_tensors(file))
+    of_xl = set(keys) == set(XL_KEYS.values())
+    if not of_xl and len(keys) != 1:
         raise CheckpointError(
-            f"{file} is no textual inversion: it should hold {UNNAMED} or one named tensor, or clip_l and clip_g, and "
-            f"has {held}"
+            f"{file} holds {', '.join(map(repr, keys)) or 'nothing'}: an embedding is one tensor, or for SDXL "
+            f"{' and '.join(XL_KEYS.values())}"
         )
+    if of_xl != ("text_encoder_2" in widths):
+        kind = "SDXL" if of_xl else "SD 1 or 2"
+        raise CheckpointError(
+            f"{file} was learned for {kind} (it holds {', '.join(keys)}), and the model has {' and '.join(widths)}"
+        )
+    order = [XL_KEYS[encoder] for encoder in widths] if of_xl else keys
+    if name is None:
+        name = file.stem if of_xl or order == [NAMELESS] else order[0]
     if not name.strip():
-        raise CheckpointError(f"{file} names its word {name!r}, which no prompt can hold")
-    if len(parts) != len(widths):
-        described = " and ".join(f"{key} of shape {tensor.shape}" for key, tensor in parts)
-        raise CheckpointError(
-            f"{file} is for {_encoders(len(parts))} ({described}), and this model has {_encoders(len(widths))}, of "
-            f"width {' and '.join(map(str, widths))}"
-        )
-    vectors = {
-        i: _vectors(tensor, width, f"{file}: {key}")
-        for i, ((key, tensor), width) in enumerate(zip(parts, widths, strict=True))
-    }
-    counts = [len(rows) for rows in vectors.values()]
-    if len(set(counts)) > 1:
-        raise CheckpointError(f"{file} has {' and '.join(map(str, counts))} vectors: it needs as many for each encoder")
-    return Embedding(name, FrozenDict(vectors))
-
-
-def _vectors(tensor: NDArray[Any], width: int, where: str) -> NDArray[np.float32]:
-    check_finite(tensor, where)
-    rows = tensor.reshape(1, -1) if tensor.ndim == 1 else tensor
-    if rows.ndim != 2 or not len(rows):
-        raise CheckpointError(f"{where} has shape {tensor.shape}, not (vectors, width)")
-    if rows.shape[1] != width:
-        raise CheckpointError(f"{where} has width {rows.shape[1]}, and this model's text encoder has width {width}")
-    return rows.astype(np.float32)
-
-
-def _encoders(count: int) -> str:
-    return "one text encoder" if count == 1 else f"{count} text encoders"
+        raise CheckpointError(f"{file}: an embedding's name must not be blank, and it is {name!r}")
+    tensors = read_tensors(file)
+    for key in order:
+        check_finite(tensors[key], f"{file}: {key!r}")
+    vectors = [np.atleast_2d(tensors[key]).astype(np.float32) for key in order]
+    for key, rows, width in zip(order, vectors, widths.values(), strict=True):
+        if rows.ndim != 2 or not len(rows) or rows.shape[1] != width:
+            raise CheckpointError(
+                f"{file}: {key!r} has shape {rows.shape}, and the model's text encoder has width {width}: it takes "
+                f"(n, {width})"
+            )
+    if len({len(rows) for rows in vectors}) > 1:
+        counts = " and ".join(str(len(rows)) for rows in vectors)
+        raise CheckpointError(f"{file} has {counts} vectors for the text encoders, and they must be as many")
+    return Embedding(name.strip(), tuple(vectors))
