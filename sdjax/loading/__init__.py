@@ -10,7 +10,7 @@ from sdjax.loading.checkpoint import Checkpoint, assemble
 from sdjax.loading.controlnet import load_controlnet
 from sdjax.loading.folder import read_folder
 from sdjax.loading.lora import Adapter, apply_lora
-from sdjax.loading.lora_cache import checked_lora, lora_merger
+from sdjax.loading.lora_cache import checked_loras, lora_merger
 from sdjax.loading.lora_file import read_lora
 from sdjax.loading.saving import save_folder
 from sdjax.loading.single_file import read_file
@@ -26,7 +26,7 @@ __all__ = [
     "Embedding",
     "apply_lora",
     "cached",
-    "checked_lora",
+    "checked_loras",
     "load",
     "load_controlnet",
     "load_embedding",
