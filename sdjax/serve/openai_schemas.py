@@ -17,6 +17,7 @@ from sdjax.serve.pictures import PictureError, read_picture, write_picture
 from sdjax.serve.problems import ProblemError, invalid, shown
 from sdjax.serve.schemas import (
     MAX_IMAGES,
+    WHOLE,
     Format,
     Guidance,
     ImageGeneration,
@@ -57,15 +58,25 @@ class ImageParams(Strict):
 
     prompt: Prompt
     model: Name | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = None
-    size: Annotated[str, Field(max_length=20, description="WIDTHxHEIGHT in pixels, or auto.")] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_IMAGES), WHOLE] | None = None
+    size: (
+        Annotated[
+            str,
+            Field(
+                max_length=20,
+                description="WIDTHxHEIGHT in pixels, or auto.",
+                json_schema_extra={"pattern": r"^(auto|[0-9]{1,4}x[0-9]{1,4})$"},
+            ),
+        ]
+        | None
+    ) = None
     response_format: Literal["b64_json", "url"] | None = None
     output_format: Format | None = None
-    output_compression: Annotated[int, Field(ge=0, le=100)] | None = Field(
+    output_compression: Annotated[int, Field(ge=0, le=100), WHOLE] | None = Field(
         None, description="Quality of jpeg and webp, in percent."
     )
     stream: bool | None = None
-    partial_images: Annotated[int, Field(ge=0, le=3)] | None = None
+    partial_images: Annotated[int, Field(ge=0, le=3), WHOLE] | None = None
     background: Literal["auto", "opaque"] | None = None
     quality: Quality | None = Field(None, description="Taken, and without effect.")
     user: Name | None = Field(None, description="Likewise.")

@@ -85,7 +85,9 @@ def _job_paths() -> dict[str, Any]:
     limit = _parameter(
         "limit", "query", {"type": "integer", "minimum": 1, "maximum": 200, "default": 50}, "Jobs a page."
     )
-    before = _parameter("before", "query", {"type": "string"}, "`next` of the page before.")
+    before = _parameter(
+        "before", "query", {"type": "string", "pattern": "^[0-9a-f]{32}$"}, "`next` of the page before."
+    )
     last = _parameter("Last-Event-ID", "header", {"type": "string"}, "Of the last event that was heard.")
     number = _parameter("n", "path", {"type": "integer", "minimum": 0}, "From 0 on.")
     key = _parameter(
@@ -118,7 +120,7 @@ def _job_paths() -> dict[str, Any]:
                 "summary": "List jobs, newest first",
                 "operationId": "list",
                 "parameters": [limit, before],
-                "responses": _responses(_json("JobList", "A page."), 401, 403, 422),
+                "responses": _responses(_json("JobList", "A page."), 401, 403, 404, 422),
             },
         },
         "/v1/jobs/{job_id}": {

@@ -7,7 +7,7 @@ is an error, so that a slip of the keyboard is seen. Fields that have a default 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from sdjax.requests import LAST_SEED
@@ -27,20 +27,26 @@ def _not_blank(value: str) -> str:
     return value
 
 
+def _whole(value: Any) -> Any:
+    """JSON has one kind of number: 20.0 is a whole one."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
+
+
 def _sampler(value: str) -> str:
     if value not in SAMPLERS:
         raise ValueError(f"it must be one of {', '.join(SAMPLERS)}")
     return value
 
 
+WHOLE = BeforeValidator(_whole)
 Name: TypeAlias = Annotated[str, Field(max_length=MAX_NAME)]
 Prompt: TypeAlias = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT), AfterValidator(_not_blank)]
-Side: TypeAlias = Annotated[int, Field(ge=MULTIPLE, le=MOST_SIDE, multiple_of=MULTIPLE)]
+Side: TypeAlias = Annotated[int, Field(ge=MULTIPLE, le=MOST_SIDE, multiple_of=MULTIPLE), WHOLE]
 Sampler: TypeAlias = Annotated[
     str, Field(max_length=MAX_NAME, json_schema_extra={"enum": list(SAMPLERS)}), AfterValidator(_sampler)
 ]
-Seed: TypeAlias = Annotated[int, Field(ge=0, le=LAST_SEED)]
-Steps: TypeAlias = Annotated[int, Field(ge=1, le=MAX_STEPS)]
+Seed: TypeAlias = Annotated[int, Field(ge=0, le=LAST_SEED), WHOLE]
+Steps: TypeAlias = Annotated[int, Field(ge=1, le=MAX_STEPS), WHOLE]
 Guidance: TypeAlias = Annotated[float, Field(ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)]
 Strength: TypeAlias = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Format: TypeAlias = Literal["png", "jpeg", "webp"]
@@ -80,11 +86,11 @@ class JobFields(Strict):
     )
     seed: Seed | None = Field(None, description="Default: drawn, and reported by `complete` and by the job.")
     sampler: Sampler | None = Field(None, description="Default: the model's own.")
-    num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = Field(
+    num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES), WHOLE] | None = Field(
         None, description="Default 1. The pictures after the first take the seeds that follow."
     )
     loras: Annotated[list[Lora], Field(max_length=MAX_LORAS)] | None = None
-    preview_every: Annotated[int, Field(ge=0, le=MAX_STEPS)] | None = Field(
+    preview_every: Annotated[int, Field(ge=0, le=MAX_STEPS), WHOLE] | None = Field(
         None, description="Steps between previews; 0, the default, is none."
     )
     response: Format | None = Field(None, description="Of the finished pictures; default png.")

@@ -167,5 +167,5 @@ def _sentence(error: Any) -> str:
         name = str(error["loc"][0])
     flag = name.lower().removeprefix("sdjax_").replace("_", "-")
     if error["type"] == "extra_forbidden":
-        return f"{flag}: there is no such setting"
+        return f"{name}: there is no such setting"
     return f"--{flag}: {message[:1].lower()}{message[1:]}"

@@ -58,7 +58,8 @@ async def page(request: Request) -> Response:
         try:
             await front.registry.job(before, viewer)
         except ProblemError:
-            raise invalid("before", f"before must be the id of a job, not {shown(before)}") from None
+            message = f"before must be the id of a job, not {shown(before)}"
+            raise ProblemError(404, "not_found", message, field="before") from None
     found = await front.registry.jobs(before=before, limit=limit + 1, owner=viewer)
     jobs = [await view(front, job) for job in found[:limit]]
     return JSONResponse({"jobs": jobs, "next": jobs[-1]["job_id"] if len(found) > limit else None})
