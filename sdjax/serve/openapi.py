@@ -50,8 +50,7 @@ ERRORS: Mapping[int, str] = {
 EVENT_TEXT = """Server-sent events: `queued`, `progress`, `preview`, then `complete`, `error` or `cancelled`, after
 which the stream ends. Each has an `id`; `Last-Event-ID` goes on after it, and an id that is none of the job's tells the
 story from its beginning. Any number may listen, at any time. Comments keep the connection alive. `closing`, without an
-id, says that the server stops before the job is done. The schemas of `data` are QueuedEvent, ProgressEvent,
-PreviewEvent, CompleteEvent, ErrorEvent, CancelledEvent and ClosingEvent."""
+id, says that the server stops before the job is done."""
 OPENAI_STREAM = """With `stream`, server-sent events without ids: `{prefix}.partial_image` at most `partial_images`
 times, then `{prefix}.completed` for each picture."""
 
@@ -145,7 +144,7 @@ def _job_paths() -> dict[str, Any]:
                 "description": EVENT_TEXT,
                 "parameters": [last],
                 "responses": {
-                    "200": {"description": "Events.", "content": {"text/event-stream": {"schema": {"type": "string"}}}},
+                    "200": {"description": "Events.", "content": {"text/event-stream": {"schema": _events(*EVENTS)}}},
                     "204": {"description": "The end was heard already: don't come back."},
                     **_errors("ErrorAnswer", 401, 403, 404),
                 },
@@ -181,7 +180,7 @@ def _openai_paths() -> dict[str, Any]:
             "description": "The pictures.",
             "content": {
                 "application/json": {"schema": {"$ref": REFERENCE + "Images"}},
-                "text/event-stream": {"schema": {"type": "string"}},
+                "text/event-stream": {"schema": _events()},
             },
         }
         paths[f"/v1/images/{path}"] = {
@@ -255,6 +254,13 @@ def _operation_paths() -> dict[str, Any]:
             }
         }
     return paths
+
+
+def _events(*kinds: type[BaseModel]) -> dict[str, Any]:
+    """The schema of one event of a stream, as OpenAPI 3.2 describes them: strings, and JSON in `data`."""
+    data = {"oneOf": [{"$ref": REFERENCE + kind.__name__} for kind in kinds]} if kinds else {"type": "object"}
+    said = {"type": "string", "contentMediaType": "application/json", "contentSchema": data}
+    return {"type": "object", "properties": {"id": _TEXT, "event": _TEXT, "data": said}, "required": ["event", "data"]}
 
 
 def _parameter(name: str, place: str, schema: Mapping[str, Any], what: str) -> dict[str, Any]:

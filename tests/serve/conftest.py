@@ -111,9 +111,8 @@ def as_base64(data):
     return base64.b64encode(data).decode()
 
 
-@pytest.fixture(scope="session")
-def serve(tmp_path_factory):
-    """Start servers; each is stopped after the tests."""
+def starter(tmp_path_factory):
+    """Start servers, which are stopped afterwards."""
     started = []
 
     def start(model=None, step_seconds=0.0, boot=None, **settings):
@@ -153,7 +152,12 @@ def serve(tmp_path_factory):
             running.stop()
 
 
+serve = pytest.fixture(starter)
+serve_all = pytest.fixture(starter, scope="module")
+"""Likewise, for all tests of a file."""
+
+
 @pytest.fixture(scope="module")
-def server(serve):
+def server(serve_all):
     """One that draws at once."""
-    return serve()
+    return serve_all()

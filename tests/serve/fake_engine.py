@@ -26,19 +26,23 @@ class FakeEngine:
         self.go.set()
         self.stopping = threading.Event()
         self.deadline = float("inf")
+        self.woken = threading.Event()
+        store.subscribe(lambda _: self.woken.set())
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
     def drain(self, seconds):
         self.deadline = time.monotonic() + seconds
         self.stopping.set()
+        self.woken.set()
         self.thread.join(seconds + 5)
 
     def _run(self):
         while not self.stopping.is_set():
+            self.woken.clear()
             leases = self.store.lease(None, 1, owner="fake", seconds=60)
             if not leases:
-                self.stopping.wait(0.005)
+                self.woken.wait(0.1)
             for lease in leases:
                 self._draw(lease)
 

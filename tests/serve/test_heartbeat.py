@@ -91,7 +91,7 @@ def test_a_hive_that_is_down_disturbs_nobody(serve):
     assert server.wait(job_id, "complete")
     began = time.monotonic()
     server.stop()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
 
 
 @pytest.mark.parametrize("status", [500, 404])

@@ -244,7 +244,7 @@ def test_a_photo_that_says_it_is_turned_is_drawn_as_it_is_seen(server):
 
 
 @pytest.fixture(scope="module")
-def with_loras(serve, tmp_path_factory):
+def with_loras(serve_all, tmp_path_factory):
     folder = tmp_path_factory.mktemp("loras")
     (folder / "sub").mkdir()
     (folder / "style.v1.5 é.safetensors").write_bytes(b"x")
@@ -254,7 +254,7 @@ def with_loras(serve, tmp_path_factory):
     (folder / "link.safetensors").symlink_to(outside)
     (folder / "inner.safetensors").symlink_to(folder / "sub" / "other.safetensors")
     (folder / "linked").symlink_to(outside.parent)
-    return serve(lora_dir=folder), outside
+    return serve_all(lora_dir=folder), outside
 
 
 def test_adapters_of_the_folder_are_taken(with_loras):

@@ -7,8 +7,8 @@ from tests.serve.conftest import KEY
 
 
 @pytest.fixture(scope="module")
-def keyed(serve):
-    return serve(api_key=[KEY, "another"], key_limit=2)
+def keyed(serve_all):
+    return serve_all(api_key=[KEY, "another"], key_limit=2)
 
 
 @pytest.mark.parametrize(

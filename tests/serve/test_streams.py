@@ -174,4 +174,4 @@ def test_health_answers_at_once_while_large_bodies_are_decoded(server):
             waits.append(time.monotonic() - began)
     thread.join()
     assert sorted(waits)[len(waits) // 2] < 0.1
-    assert max(waits) < 0.5
+    assert max(waits) < 1
