@@ -244,6 +244,16 @@ class Batch(NamedTuple):
     stop: Array
 
 
+def join(batches: Sequence["Batch"]) -> "Batch":
+    """Put batches of equal structure one behind the other: the rows of the first come first."""
+
+    def joined(axis: int, *parts: ArrayLike) -> Array:
+        return jnp.concatenate([jnp.asarray(part) for part in parts], axis)
+
+    whole: Batch = jax.tree.map(joined, _batch_axes(batches[0]), *batches)
+    return whole
+
+
 def _batch_axes(batch: Batch) -> Batch:
     """Which axis of each array counts the rows of the batch: the one after guidance, where there is guidance."""
     axes = jax.tree.map(lambda _: 0, batch)
