@@ -1,13 +1,104 @@
-"""Pictures: arrays to PIL and back."""
+"""Pictures: read in whatever mode they come, and written."""
 
 import base64
 import html
 import io
+import warnings
 from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image, ImageOps
+
+from sdjax.errors import RequestError
+
+Pixels: TypeAlias = NDArray[np.uint8]
+"""(height, width, 3), red, green and blue of 0..255."""
+
+
+def to_rgb(picture: Image.Image | ArrayLike, *, name: str = "image") -> Pixels:
+    """Read a picture's colours, upright.
+
+    EXIF orientation is applied first. What has transparency is laid on white, with a warning. 16 bits a channel become
+    8 by leaving out the lower ones. Arrays are (height, width[, 1, 3 or 4]), bytes, or floats in 0..1.
+
+    Raises:
+        RequestError: it is no picture.
+    """
+    image = _eight_bits(_upright(_opened(picture, name)))
+    if "A" in image.getbands():
+        rgba = image.convert("RGBA")
+        if np.asarray(rgba.getchannel("A")).min() < 255:
+            warnings.warn(f"{name} has transparent parts; they are laid on white", stacklevel=3)
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return np.asarray(image.convert("RGB"))
+
+
+def to_mask(mask: Image.Image | ArrayLike, *, name: str = "mask") -> NDArray[np.float32]:
+    """Read a mask: (height, width) in 0..1, 1 (white) where the picture is repainted.
+
+    A mask's value is its brightness times its opacity: what is transparent is kept, like what is black.
+
+    Raises:
+        RequestError: it is no picture, or nothing but its transparency says which part is meant, for tools differ in
+            what transparent means.
+    """
+    image = _eight_bits(_upright(_opened(mask, name)))
+    if "A" not in image.getbands():
+        return np.asarray(image.convert("L"), np.float32) / np.float32(255)
+    rgba = image.convert("RGBA")
+    alpha = np.asarray(rgba.getchannel("A"), np.float32) / np.float32(255)
+    white = np.asarray(rgba.convert("RGB").convert("L"), np.float32) / np.float32(255) * alpha
+    if alpha.min() < 1 and not white.any():
+        raise RequestError(
+            f"{name} is black wherever it is not transparent, so only its transparency says which part is meant, and "
+            "tools differ in what that is; give a mask that is white where the picture is to be repainted"
+        )
+    return white
+
+
+def _opened(picture: Image.Image | ArrayLike, name: str) -> Image.Image:
+    if isinstance(picture, Image.Image):
+        if not all(picture.size):
+            raise RequestError(f"{name} has no pixels: it is {picture.width}x{picture.height}")
+        return picture
+    array = np.asarray(picture)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or 0 in array.shape:
+        raise RequestError(
+            f"{name} must be a PIL image or an array (height, width[, 1, 3 or 4]), not "
+            + (f"an array of shape {array.shape}" if array.dtype != object else f"a {type(picture).__name__}")
+        )
+    if array.dtype == np.bool_:
+        array = array * np.uint8(255)
+    if np.issubdtype(array.dtype, np.floating):
+        if not (array.min() >= 0 and array.max() <= 1):
+            raise RequestError(f"{name} is an array of floats, which must lie in 0..1")
+        array = np.round(array * 255).astype(np.uint8)
+    if array.dtype != np.uint8:
+        raise RequestError(f"{name} is an array of {array.dtype}; bytes, or floats in 0..1, are read")
+    return Image.fromarray(array)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    return ImageOps.exif_transpose(image) or image
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The same picture with 8 bits a channel, palettes resolved, transparency in a channel of its own."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        # Pillow reads some 16-bit files as 32-bit numbers, and hands out 8-bit ones in the same mode.
+        values: NDArray[Any] = np.asarray(image)
+        scale = 1 / 256 if values.max(initial=0) > 255 else 1
+        return Image.fromarray(np.clip(np.nan_to_num(values) * scale, 0, 255).astype(np.uint8))
+    if image.mode == "P" or "transparency" in image.info:
+        has_alpha = "transparency" in image.info
+        return image.convert("RGBA" if has_alpha else "RGB")
+    return image.convert("RGBA") if image.mode in ("La", "RGBa", "PA") else image
 
 
 def to_pil(pictures: NDArray[np.float32]) -> list[Image.Image]:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -18,37 +17,49 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
+from PIL import Image
+from typing_extensions import Unpack
 
 from sdjax import images
+from sdjax.canvas import pasted
 from sdjax.errors import NotFiniteError, RequestError
 from sdjax.generation import (
-    START_NOISE,
+    Batch,
     Conditioning,
+    Control,
+    Known,
     Table,
     Text,
     decode,
     denoise,
-    draw_noise,
+    encode,
     encode_prompt,
-    seed_keys,
+    put_row,
     stack_tables,
     start_state,
 )
 from sdjax.loading import Checkpoint, load, save_folder
-from sdjax.models import AddedConditioning, Definition, Params
-from sdjax.prompts import tokenize
-from sdjax.requests import Request, resolve
+from sdjax.models import Definition, Params
+from sdjax.preparing import prepare, with_controlnets
+from sdjax.requests import ControlInput, Request, Settings, resolve
 from sdjax.variants import BUNDLED, VARIANTS
 
 __all__ = [
+    "Batch",
     "Conditioning",
+    "Control",
+    "ControlInput",
+    "Known",
     "Output",
     "Pipeline",
+    "Request",
     "Table",
     "Text",
     "decode",
     "denoise",
+    "encode",
     "encode_prompt",
+    "put_row",
     "stack_tables",
     "start_state",
 ]
@@ -60,11 +71,8 @@ STEPS, GUIDANCE_SCALE = 20, 7.5
 REPORTS_EVERY = 0.2
 """Seconds between two reports of progress, about: the compiled loop is not left more often than that."""
 
-_encode_prompt = jax.jit(encode_prompt, static_argnums=0)
 _denoise = jax.jit(denoise, static_argnums=0, donate_argnums=3)
 _decode = jax.jit(decode, static_argnums=0)
-_start_noise = jax.jit(partial(draw_noise, index=START_NOISE), static_argnames="shape")
-_start_state = jax.jit(start_state)
 
 
 @dataclass(frozen=True)
@@ -159,13 +167,28 @@ class Pipeline:
         *,
         steps: int | None = None,
         guidance_scale: float | None = None,
+        guidance_rescale: float = 0.0,
         sampler: str | None = None,
         schedule: str | None = None,
+        eta: float | None = None,
         seed: int | None = None,
         width: int | None = None,
         height: int | None = None,
         num_images: int = 1,
         latents: ArrayLike | None = None,
+        image: Any = None,
+        mask: Any = None,
+        strength: float = 0.8,
+        padding_mask_crop: int | None = None,
+        feather: float = 0.0,
+        control: Sequence[ControlInput | tuple[Any, ...]] = (),
+        denoising_start: float | None = None,
+        denoising_end: float | None = None,
+        original_size: tuple[int, int] | None = None,
+        crop: tuple[int, int] = (0, 0),
+        target_size: tuple[int, int] | None = None,
+        aesthetic_score: float = 6.0,
+        negative_aesthetic_score: float = 2.5,
         output: Literal["pil", "numpy", "latents"] = "pil",
         progress: Progress | bool | None = None,
     ) -> Output:
@@ -176,13 +199,32 @@ class Pipeline:
             negative_prompt: what guidance leads away from; one for all, or one for each prompt.
             steps: of the sampler; None is the model's own count.
             guidance_scale: how far to go from the negative prompt towards the prompt; up to 1 there is no guidance.
+            guidance_rescale: 0 to 1, how far to undo the contrast that guidance adds (arXiv 2305.08891).
             sampler: a name of `sdjax.schedulers.SAMPLERS`; None is the one of the model's config.
             schedule: spacing of the noise levels: None (the model's own), "karras", "exponential", "beta" or "ays".
+            eta: share of fresh noise in "ddim" and "tcd", 0 to 1; None is the sampler's own.
             seed: of the first image, 0 to 2**64 - 1; the images after it take the seeds that follow. None draws one.
-            width: in pixels, a multiple of the model's factor (8 in published ones); None is what it was trained on.
+            width: in pixels, a multiple of the model's factor (8 in published ones); None is the picture's with
+                `image`, else what the model was trained on.
             height: likewise.
             num_images: for each prompt.
             latents: (batch, height / f, width / f, channels) start noise of unit variance, in place of the seeds'.
+            image: a picture to start from: a `PIL.Image` or an array, or a list with one for each prompt. How it is
+                read: `sdjax.images.to_rgb`; how it is fitted to the size: `sdjax.canvas.canvas`.
+            mask: what to repaint of it, white on black (`sdjax.images.to_mask`); pixels where it is black stay as
+                they are, to the byte.
+            strength: how much of the image to paint anew: 1 starts from noise, 0 gives the image back. The last
+                `int(steps * strength)` steps are run; a strength above 0 that leaves none is refused.
+            padding_mask_crop: work on the masked region alone, at the whole size, with this many pixels around it.
+            feather: pixels over which the repainted part fades in, inside the mask.
+            control: ControlNets: (folder, image, scale), or a `ControlInput`, for each.
+            denoising_start: go on from `latents` of another model, which left off there (0 to 1, a share of the way).
+            denoising_end: leave off there, for another model to go on: with output="latents".
+            original_size: SDXL: (height, width) that the picture is to look like it was taken at.
+            crop: SDXL: (top, left) of the crop that it is to look like.
+            target_size: SDXL: (height, width) that it is to look like it was made for.
+            aesthetic_score: SDXL's refiner: how well liked it is to look.
+            negative_aesthetic_score: likewise, of what guidance leads away from.
             output: "pil", "numpy" or "latents".
             progress: called as progress(done, total) in steps; True shows a bar.
 
@@ -190,75 +232,108 @@ class Pipeline:
             RequestError: an argument can't be honoured; the message says what is allowed.
             NotFiniteError: an image came out as NaN or infinity.
         """
-        request = resolve(
-            self.checkpoint,
+        request = self.resolve(
             prompt,
             negative_prompt,
-            steps=self.steps if steps is None else steps,
-            guidance_scale=self.guidance_scale if guidance_scale is None else guidance_scale,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
             sampler=sampler,
             schedule=schedule,
+            eta=eta,
             seed=seed,
             width=width,
             height=height,
             num_images=num_images,
             latents=latents,
+            image=image,
+            mask=mask,
+            strength=strength,
+            padding_mask_crop=padding_mask_crop,
+            feather=feather,
+            control=control,
+            denoising_start=denoising_start,
+            denoising_end=denoising_end,
+            original_size=original_size,
+            crop=crop,
+            target_size=target_size,
+            aesthetic_score=aesthetic_score,
+            negative_aesthetic_score=negative_aesthetic_score,
             output=output,
         )
         latents = self._denoised(request, progress)
-        _check_finite(latents, request)
-        if output == "latents":
-            drawn: Any = np.asarray(latents)
+        if output == "pil":
+            drawn: Any = self.finish(request, latents)
+        elif output == "numpy":
+            drawn = np.stack(self._pictures(request, latents))
         else:
-            pictures = _decode(self.definition, self.params, latents)
-            _check_finite(pictures, request)
-            drawn = np.asarray(pictures) if output == "numpy" else images.to_pil(np.asarray(pictures))
+            drawn = np.asarray(_finite(latents, request))
         return Output(drawn, request.seeds, {"model": self.name, **request.settings})
 
+    def resolve(
+        self,
+        prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str] | None = None,
+        **settings: Unpack[Settings],
+    ) -> Request:
+        """Check what a call would be asked for, and fill in its defaults; nothing is computed.
+
+        Raises:
+            RequestError: an argument can't be honoured; the message says what is allowed.
+        """
+        steps, guidance_scale = settings.get("steps"), settings.get("guidance_scale")
+        filled: Settings = {
+            **settings,
+            "steps": self.steps if steps is None else steps,
+            "guidance_scale": self.guidance_scale if guidance_scale is None else guidance_scale,
+        }
+        return resolve(self.checkpoint, prompt, negative_prompt, filled)
+
+    def prepare(self, request: Request) -> Batch:
+        """Everything that the loop needs to draw a request, a row of the batch for each picture."""
+        return prepare(self.checkpoint, *self._model(request), request)
+
+    def denoise(self, request: Request, batch: Batch, start: ArrayLike, stop: ArrayLike) -> Array:
+        """Walk each row of a batch through rows `start` to `stop`, (batch,) int32, of its table; see `denoise`.
+
+        Args:
+            request: any of those in the batch; they have the ControlNets in common.
+            batch: its state is donated: use the one that comes back.
+            start: of each row; one whose `start` is not before its `stop` stands still.
+            stop: likewise.
+
+        Returns:
+            The state after it.
+        """
+        state: Array = _denoise(*self._model(request), batch.cond, batch.state, batch.table, start, stop)
+        return state
+
+    def finish(self, request: Request, latents: ArrayLike) -> list[Image.Image]:
+        """Decode a request's final latents, one row a picture, and paste what its mask repaints into the input.
+
+        Raises:
+            NotFiniteError: a picture came out as NaN or infinity.
+        """
+        return [images.to_pil(picture[None])[0] for picture in self._pictures(request, latents)]
+
+    def _pictures(self, request: Request, latents: ArrayLike) -> list[Any]:
+        decoded = np.asarray(_finite(_decode(self.definition, self.params, _finite(latents, request)), request))
+        if not request.canvases:
+            return list(decoded)
+        return [pasted(canvas, picture) for canvas, picture in zip(request.canvases, decoded, strict=True)]
+
+    def _model(self, request: Request) -> tuple[Definition, Params]:
+        return with_controlnets(self.definition, self.params, request.controls)
+
     def _denoised(self, request: Request, progress: Progress | bool | None) -> Array:
-        cond = self._conditioning(request)
-        schedules = [request.table] * len(request.seeds)
-        noise = _start_noise(cond.keys, shape=request.latent_shape) if request.latents is None else request.latents
-        state = _start_state(np.array([schedule.init_noise for schedule in schedules], np.float32), noise)
-        stacked = stack_tables(schedules, 2 * self.checkpoint.scheduler.num_train_timesteps)
-        stacked = jax.device_put(stacked)
+        batch = self.prepare(request)
+        rows = np.ones(len(request.seeds), np.int32)
         with _reporting(progress) as report:
-            for start, stop in _slices(request.table.step, report):
-                state = _denoise(self.definition, self.params, cond, state, stacked, np.int32(start), np.int32(stop))
+            for start, stop in _slices(request.table.step, request.first_row, request.stop_row, report):
+                batch = batch._replace(state=self.denoise(request, batch, start * rows, stop * rows))
                 if report is not None:
-                    state.block_until_ready()
-        final: Array = state[:, 0]
-        return final
-
-    def _conditioning(self, request: Request) -> Conditioning:
-        batch = len(request.seeds)
-        guided = request.guidance_scale > 1
-        prompts: list[str | None] = [*request.negative_prompts, *request.prompts] if guided else [*request.prompts]
-        words = [prompt or "" for prompt in prompts]
-        ids = [
-            tokenize(tokenizer, words).reshape(-1, batch, tokenizer.length) for tokenizer in self.checkpoint.tokenizers
-        ]
-        text = _encode_prompt(self.definition, self.params, ids)
-        if self.checkpoint.configs["model_index"].get("force_zeros_for_empty_prompt", self.definition.is_xl):
-            said = np.array([prompt is not None for prompt in prompts], np.float32).reshape(-1, batch)
-            text = jax.tree.map(lambda x: x * said.reshape(*said.shape, *[1] * (x.ndim - 2)).astype(x.dtype), text)
-        scale = request.guidance_scale
-        weights = np.array([[1 - scale], [scale]] if guided else [[1.0]], np.float32).repeat(batch, axis=1)
-        return Conditioning(
-            context=text.context,
-            weights=jnp.asarray(weights),
-            keys=jnp.asarray(seed_keys(request.seeds)),
-            extra=jnp.zeros((batch, *request.latent_shape[:2], 0), jnp.float32),
-            added=None
-            if text.pooled is None
-            else AddedConditioning(text.pooled, self._time_ids(request, weights.shape)),
-        )
-
-    def _time_ids(self, request: Request, shape: tuple[int, ...]) -> Array:
-        """SDXL's micro-conditioning: original height and width, crop's top and left, target height and width."""
-        height, width = request.settings["height"], request.settings["width"]
-        ids = np.array([height, width, 0, 0, height, width], np.float32)
-        return jnp.asarray(np.broadcast_to(ids, (*shape, len(ids))))
+                    batch.state.block_until_ready()
+        return batch.state[:, 0]
 
 
 def _dtype(given: DTypeLike | None) -> Any:
@@ -274,13 +349,14 @@ def _dtype(given: DTypeLike | None) -> Any:
     return dtype
 
 
-def _check_finite(values: Array, request: Request) -> None:
-    finite = np.asarray(jnp.isfinite(values).reshape(len(request.seeds), -1).all(axis=1))
+def _finite(values: ArrayLike, request: Request) -> ArrayLike:
+    finite = np.asarray(jnp.isfinite(jnp.asarray(values)).reshape(len(request.seeds), -1).all(axis=1))
     for index in np.flatnonzero(~finite):
         raise NotFiniteError(
             f"image {index} (seed {request.seeds[index]}) came out as NaN or infinity: the weights hold such numbers, "
             "or their values are too large for the dtype (bfloat16 and float32 reach further than float16)"
         )
+    return values
 
 
 @contextmanager
@@ -302,14 +378,13 @@ def _reporting(progress: Progress | bool | None) -> Iterator[Progress | None]:
             yield report
 
 
-def _slices(step_of_row: Any, report: Progress | None) -> Iterator[tuple[int, int]]:
-    """Cut the loop at steps' ends, about as often as reports are wanted; whole where none are."""
-    rows = len(step_of_row)
-    ends = np.flatnonzero(np.diff(step_of_row, append=-1)) + 1
-    if report is None:
-        yield 0, rows
+def _slices(step: Any, first: int, stop: int, report: Progress | None) -> Iterator[tuple[int, int]]:
+    """Cut the walk at steps' ends, about as often as reports are wanted; whole where none are."""
+    if report is None or first == stop:
+        yield first, stop
         return
-    start, done, at_once = 0, 0, 1
+    ends = first + np.flatnonzero(np.diff(step[first:stop], append=-1)) + 1
+    start, done, at_once = first, 0, 1
     report(0, len(ends))
     while done < len(ends):
         began = time.monotonic()

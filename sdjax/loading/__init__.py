@@ -5,12 +5,13 @@ from pathlib import Path
 from jax.typing import DTypeLike
 
 from sdjax.loading.checkpoint import Checkpoint, assemble
+from sdjax.loading.controlnet import load_controlnet
 from sdjax.loading.folder import read_folder
 from sdjax.loading.saving import save_folder
 from sdjax.loading.source import locate
 from sdjax.loading.tokenizer import ClipTokenizer
 
-__all__ = ["Checkpoint", "ClipTokenizer", "load", "save_folder"]
+__all__ = ["Checkpoint", "ClipTokenizer", "load", "load_controlnet", "save_folder"]
 
 
 def load(

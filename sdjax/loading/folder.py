@@ -28,12 +28,12 @@ def read_folder(folder: Path, *, variant: str | None) -> Parts:
     Raises:
         CheckpointError: a file is missing or unreadable.
     """
-    index = _read_json(folder / "model_index.json")
+    index = read_json(folder / "model_index.json")
     # A component that the pipeline does without is listed as [null, null].
     present = [name for name in STEMS if (index.get(name) or [None])[0] is not None]
-    configs: dict[str, dict[str, Any]] = {name: _read_json(folder / name / "config.json") for name in present}
+    configs: dict[str, dict[str, Any]] = {name: read_json(folder / name / "config.json") for name in present}
     configs["model_index"] = index
-    configs["scheduler"] = _read_json(folder / "scheduler" / "scheduler_config.json")
+    configs["scheduler"] = read_json(folder / "scheduler" / "scheduler_config.json")
     tensors = {name: find_tensors(folder / name, STEMS[name], variant) for name in present}
     if "vae" in tensors:
         tensors["vae"] = {_vae_name(name): tensor for name, tensor in tensors["vae"].items()}
@@ -61,7 +61,8 @@ def _text_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object; a `CheckpointError` says what is wrong with it."""
     try:
         contents = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

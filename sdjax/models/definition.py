@@ -10,6 +10,7 @@ from flax.core import FrozenDict, unfreeze
 from jax.typing import DTypeLike
 
 from sdjax.models.clip import CLIPText
+from sdjax.models.controlnet import ControlNet
 from sdjax.models.unet import UNet, UNetConfig
 from sdjax.models.vae import VAE, VAEConfig
 
@@ -64,6 +65,7 @@ class Definition:
         vae: the autoencoder's definition, `vae_config` its sizes.
         text_encoders: name in `params` and definition of each encoder, in the order in which the UNet reads them.
         dtype: of the denoiser's arithmetic.
+        controlnets: name in `params` and definition of each ControlNet that is heard.
     """
 
     unet: "nnx.GraphDef[UNet]"
@@ -72,6 +74,7 @@ class Definition:
     unet_config: UNetConfig
     vae_config: VAEConfig
     dtype: str
+    controlnets: tuple[tuple[str, "nnx.GraphDef[ControlNet]"], ...] = ()
 
     @property
     def is_xl(self) -> bool:

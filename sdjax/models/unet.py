@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.typing import DTypeLike
 from typing_extensions import Unpack
 
 from sdjax.models.attention import Transformer2D
@@ -152,7 +153,9 @@ class AddedConditioning(NamedTuple):
     time_ids: Array
 
 
-class _TimestepMLP(nnx.Module):
+class TimestepMLP(nnx.Module):
+    """Sinusoids to the vector that every residual block hears."""
+
     def __init__(
         self, in_channels: int, channels: int, *, condition_channels: int | None = None, **setup: Unpack[Setup]
     ) -> None:
@@ -163,6 +166,7 @@ class _TimestepMLP(nnx.Module):
         )
 
     def __call__(self, x: Array, condition: Array | None = None) -> Array:
+        """Map (batch, in_channels) to (batch, channels)."""
         if self.cond_proj is not None:
             if condition is None:
                 raise ValueError(
@@ -170,6 +174,53 @@ class _TimestepMLP(nnx.Module):
                 )
             x = x + self.cond_proj(condition)
         return self.linear_2(jax.nn.silu(self.linear_1(x)))
+
+
+def time_layers(config: UNetConfig, **setup: Unpack[Setup]) -> tuple[TimestepMLP, TimestepMLP | None]:
+    """The layers `time_embedding` and, for SDXL, `add_embedding`."""
+    width = config.block_out_channels[0]
+    time = TimestepMLP(width, 4 * width, condition_channels=config.time_cond_proj_dim, **setup)
+    if config.projection_input_dim is None:
+        return time, None
+    return time, TimestepMLP(config.projection_input_dim, 4 * width, **setup)
+
+
+class _HasTimeLayers(Protocol):
+    time_embedding: TimestepMLP
+    add_embedding: TimestepMLP | None
+    dtype: DTypeLike
+
+
+def embed_time(
+    model: _HasTimeLayers,
+    config: UNetConfig,
+    timesteps: Array,
+    added: AddedConditioning | None,
+    condition: Array | None,
+) -> Array:
+    """What a model's residual blocks hear: (batch, time channels), of its timesteps and added conditioning."""
+
+    def sinusoids(numbers: Array, channels: int) -> Array:
+        return timestep_embedding(
+            numbers, channels, flip_sin_to_cos=config.flip_sin_to_cos, freq_shift=config.freq_shift
+        ).astype(model.dtype)
+
+    time = model.time_embedding(sinusoids(timesteps, config.block_out_channels[0]), condition)
+    if model.add_embedding is None:
+        return time
+    if added is None:
+        raise ValueError("this UNet needs `added`: pooled text embeddings and time ids (SDXL)")
+    ids = sinusoids(added.time_ids.reshape(-1), config.addition_time_embed_dim or 0).reshape(timesteps.shape[0], -1)
+    return time + model.add_embedding(jnp.concatenate([added.text_embeds.astype(model.dtype), ids], axis=-1))
+
+
+def feature_maps(config: UNetConfig) -> list[int]:
+    """Channels of every feature map that the way down gives to the way up."""
+    widths = config.block_out_channels
+    maps = [widths[0]]
+    for level, width in enumerate(widths):
+        maps += [width] * (config.layers_per_block[level] + (level < len(widths) - 1))
+    return maps
 
 
 def _resnets(config: UNetConfig, channels: int, inputs: Sequence[int], **setup: Unpack[Setup]) -> "nnx.List[Any]":
@@ -200,7 +251,7 @@ def _transformers(config: UNetConfig, level: int, count: int, **setup: Unpack[Se
     )
 
 
-class _DownBlock(nnx.Module):
+class DownBlock(nnx.Module):
     """One resolution of the way down; gives its feature maps to the way up."""
 
     def __init__(self, config: UNetConfig, level: int, in_channels: int, **setup: Unpack[Setup]) -> None:
@@ -211,6 +262,7 @@ class _DownBlock(nnx.Module):
         self.downsamplers = nnx.List([] if last else [Downsample(channels, **setup)])
 
     def __call__(self, x: Array, time: Array, context: Array) -> list[Array]:
+        """Give every feature map, the lowest resolution last."""
         skips = []
         for resnet, transformer in zip_longest(self.resnets, self.attentions):
             x = resnet(x, time)
@@ -222,7 +274,7 @@ class _DownBlock(nnx.Module):
         return skips
 
 
-class _MidBlock(nnx.Module):
+class MidBlock(nnx.Module):
     """The lowest resolution: residual, transformer, residual."""
 
     def __init__(self, config: UNetConfig, **setup: Unpack[Setup]) -> None:
@@ -232,6 +284,7 @@ class _MidBlock(nnx.Module):
         self.attentions = _transformers(config, -1, 1 if config.mid_attention else 0, **setup)
 
     def __call__(self, x: Array, time: Array, context: Array) -> Array:
+        """Keep the size of x, (batch, height, width, channels)."""
         first, *rest = self.resnets
         x = first(x, time)
         for transformer, resnet in zip(self.attentions, rest, strict=True):
@@ -266,23 +319,13 @@ class UNet(nnx.Module):
 
     def __init__(self, config: UNetConfig, **setup: Unpack[Setup]) -> None:
         widths = config.block_out_channels
-        time_channels = 4 * widths[0]
         self.conv_in = Conv(config.in_channels, widths[0], 3, **setup)
-        self.time_embedding = _TimestepMLP(
-            widths[0], time_channels, condition_channels=config.time_cond_proj_dim, **setup
-        )
-        self.add_embedding = (
-            None
-            if config.projection_input_dim is None
-            else _TimestepMLP(config.projection_input_dim, time_channels, **setup)
-        )
+        self.time_embedding, self.add_embedding = time_layers(config, **setup)
         self.down_blocks = nnx.List(
-            [_DownBlock(config, level, widths[max(level - 1, 0)], **setup) for level in range(len(widths))]
+            [DownBlock(config, level, widths[max(level - 1, 0)], **setup) for level in range(len(widths))]
         )
-        self.mid_block = None if config.mid_attention is None else _MidBlock(config, **setup)
-        skips = [widths[0]]
-        for level, width in enumerate(widths):
-            skips += [width] * (config.layers_per_block[level] + (level < len(widths) - 1))
+        self.mid_block = None if config.mid_attention is None else MidBlock(config, **setup)
+        skips = feature_maps(config)
         blocks, below = [], widths[-1]
         for level in reversed(range(len(widths))):
             taken = [skips.pop() for _ in range(config.layers_per_block[level] + 1)]
@@ -301,6 +344,7 @@ class UNet(nnx.Module):
         context: Array,
         added: AddedConditioning | None = None,
         timestep_condition: Array | None = None,
+        residuals: Sequence[Array] | None = None,
     ) -> Array:
         """Predict.
 
@@ -310,36 +354,22 @@ class UNet(nnx.Module):
             context: the text, (batch, tokens, context_channels).
             added: SDXL's pooled text and time ids; models without them take None.
             timestep_condition: (batch, time_cond_proj_dim) of models distilled for guidance, else None.
+            residuals: what ControlNets add to each feature map of the way down, and last to the lowest one.
 
         Returns:
             (batch, height, width, out_channels) in the compute dtype.
         """
         sample, context = sample.astype(self.dtype), context.astype(self.dtype)
-        time = self._time(timesteps, added, timestep_condition)
+        time = embed_time(self, self.config, timesteps, added, timestep_condition)
         x = self.conv_in(sample)
         skips = [x]
         for block in self.down_blocks:
             skips += block(skips[-1], time, context)
         x = skips[-1] if self.mid_block is None else self.mid_block(skips[-1], time, context)
+        if residuals is not None:
+            *skips, x = (a + b.astype(self.dtype) for a, b in zip([*skips, x], residuals, strict=True))
         for up in self.up_blocks:
             taken = [skips.pop() for _ in up.resnets]
             height, width = skips[-1].shape[1:3] if skips else x.shape[1:3]
             x = up(x, time, context, taken, (height, width))
         return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
-
-    def _time(self, timesteps: Array, added: AddedConditioning | None, condition: Array | None) -> Array:
-        config = self.config
-
-        def sinusoids(numbers: Array, channels: int) -> Array:
-            return timestep_embedding(
-                numbers, channels, flip_sin_to_cos=config.flip_sin_to_cos, freq_shift=config.freq_shift
-            ).astype(self.dtype)
-
-        time = self.time_embedding(sinusoids(timesteps, config.block_out_channels[0]), condition)
-        if self.add_embedding is None:
-            return time
-        if added is None:
-            raise ValueError("this UNet needs `added`: pooled text embeddings and time ids (SDXL)")
-        batch = timesteps.shape[0]
-        ids = sinusoids(added.time_ids.reshape(-1), config.addition_time_embed_dim or 0).reshape(batch, -1)
-        return time + self.add_embedding(jnp.concatenate([added.text_embeds.astype(self.dtype), ids], axis=-1))

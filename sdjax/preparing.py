@@ -1,0 +1,192 @@
+"""From a checked request to the arrays that the loop takes."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.core import FrozenDict
+from jax import Array
+from numpy.typing import NDArray
+
+from sdjax.canvas import latent_mask
+from sdjax.errors import RequestError
+from sdjax.generation import (
+    START_NOISE,
+    Batch,
+    Conditioning,
+    Control,
+    Known,
+    Text,
+    draw_noise,
+    encode,
+    encode_prompt,
+    seed_keys,
+    stack_tables,
+    start_state,
+)
+from sdjax.loading import Checkpoint, load_controlnet
+from sdjax.models import AddedConditioning, Definition, Params, timestep_embedding
+from sdjax.prompts import tokenize
+from sdjax.requests import Request, Steering
+
+_encode_prompt = jax.jit(encode_prompt, static_argnums=0)
+_encode = jax.jit(encode, static_argnums=0)
+_start_noise = jax.jit(partial(draw_noise, index=START_NOISE), static_argnames="shape")
+_start_state = jax.jit(start_state)
+
+
+def with_controlnets(definition: Definition, params: Params, controls: Sequence[Steering]) -> tuple[Definition, Params]:
+    """The same model with ControlNets at its side."""
+    if not controls:
+        return definition, params
+    named, trees = [], {}
+    for i, control in enumerate(controls):
+        net, weights, config = load_controlnet(control.model, dtype=definition.dtype)
+        unet = definition.unet_config
+        for field in ("block_out_channels", "layers_per_block", "cross_attention_dim"):
+            ours, theirs = getattr(unet, field), getattr(config.unet, field)
+            if ours != theirs:
+                raise RequestError(f"{control.model} is for another model: its {field} is {theirs}, this one's {ours}")
+        named.append((f"controlnet_{i}", net))
+        trees[f"controlnet_{i}"] = weights
+    return replace(definition, controlnets=tuple(named)), FrozenDict({**params, **trees})
+
+
+def prepare(checkpoint: Checkpoint, definition: Definition, params: Params, request: Request) -> Batch:
+    """Encode words and pictures, draw the start noise, lay out the sampler: every picture of the request a row.
+
+    Args:
+        checkpoint: the request's.
+        definition: with the ControlNets that the request names.
+        params: with their weights.
+        request: of `sdjax.requests.resolve`.
+    """
+    batch = len(request.seeds)
+    keys = jnp.asarray(seed_keys(request.seeds))
+    walk, first = request.table, request.first_row
+    noise = _start_noise(keys, shape=request.latent_shape) if request.latents is None else jnp.asarray(request.latents)
+    known, extra, under = _pictures(definition, params, request, noise)
+    scale = 1.0 if request.resumes else float(walk.init_noise if first == 0 else walk.noise[first])
+    signal = 0.0 if first == 0 else float(walk.signal[first])
+    stacked = stack_tables([walk] * batch, 2 * checkpoint.scheduler.num_train_timesteps)
+    return Batch(
+        cond=_conditioning(checkpoint, definition, params, request, known, extra, keys),
+        state=_start_state(np.full(batch, scale, np.float32), noise, np.float32(signal) * under),
+        table=jax.device_put(stacked),
+        start=jnp.full(batch, first, jnp.int32),
+        stop=jnp.full(batch, request.stop_row, jnp.int32),
+    )
+
+
+def _pictures(definition: Definition, params: Params, request: Request, noise: Array) -> tuple[Known, Array, Array]:
+    """What inpainting keeps, what an inpainting UNet sees, and the latents that the walk starts over."""
+    shape = (len(request.seeds), *request.latent_shape)
+    inpaints = definition.unet_config.in_channels != definition.vae_config.latent_channels
+    nothing = jnp.zeros(shape, jnp.float32)
+    everything = jnp.ones((*shape[:3], 1), jnp.float32)
+    if not request.canvases:
+        return Known(everything, nothing, nothing), jnp.zeros((*shape[:3], 0), jnp.float32), nothing
+    pixels = np.stack([entry.pixels for entry in request.canvases]).astype(np.float32) / 255
+    latents = _encode(definition, params, pixels)
+    if not request.repaints:
+        return Known(everything, nothing, nothing), jnp.zeros((*shape[:3], 0), jnp.float32), latents
+    masks = np.stack([entry.mask for entry in request.canvases])
+    factor = definition.vae_config.factor
+    if inpaints:
+        # These UNets were trained on pictures greyed out under masks of zeros and ones.
+        hard = (masks >= 0.5).astype(np.float32)
+        seen = _encode(definition, params, np.where(hard[..., None] > 0, np.float32(0.5), pixels))
+        extra = jnp.concatenate([jnp.asarray(_latent_masks(hard, factor)), seen], axis=-1)
+        return Known(everything, nothing, nothing), extra, latents
+    return Known(jnp.asarray(_latent_masks(masks, factor)), latents, noise), jnp.zeros((*shape[:3], 0)), latents
+
+
+def _latent_masks(masks: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
+    return np.stack([latent_mask(mask, factor) for mask in masks])
+
+
+def _conditioning(
+    checkpoint: Checkpoint,
+    definition: Definition,
+    params: Params,
+    request: Request,
+    known: Known,
+    extra: Array,
+    keys: Array,
+) -> Conditioning:
+    batch = len(request.seeds)
+    embedded = definition.unet_config.time_cond_proj_dim
+    # A UNet that was distilled for guidance hears the scale, and needs no second call to be guided.
+    guided = request.guidance_scale > 1 and embedded is None
+    text = _text(checkpoint, definition, params, request, guided)
+    scale = request.guidance_scale
+    weights = np.array([[1 - scale], [scale]] if guided else [[1.0]], np.float32).repeat(batch, axis=1)
+    condition = None
+    if embedded is not None:
+        told = jnp.full(batch, 1000 * (scale - 1), jnp.float32)
+        condition = timestep_embedding(told, embedded, flip_sin_to_cos=False, freq_shift=1)[None]
+    return Conditioning(
+        context=text.context,
+        weights=jnp.asarray(weights),
+        keys=keys,
+        extra=extra,
+        added=None
+        if text.pooled is None
+        else AddedConditioning(text.pooled, _time_ids(definition, request, text.pooled)),
+        rescale=jnp.full(batch, request.guidance_rescale, jnp.float32),
+        known=known,
+        controls=tuple(
+            _control(checkpoint, control, request, guided, feature_maps)
+            for control, feature_maps in zip(request.controls, _feature_maps(definition), strict=True)
+        ),
+        timestep_condition=condition,
+    )
+
+
+def _text(checkpoint: Checkpoint, definition: Definition, params: Params, request: Request, guided: bool) -> Text:
+    batch = len(request.seeds)
+    prompts: list[str | None] = [*request.negative_prompts, *request.prompts] if guided else [*request.prompts]
+    words = [prompt or "" for prompt in prompts]
+    ids = [tokenize(tokenizer, words).reshape(-1, batch, tokenizer.length) for tokenizer in checkpoint.tokenizers]
+    text: Text = _encode_prompt(replace(definition, controlnets=()), params, ids)
+    if checkpoint.configs["model_index"].get("force_zeros_for_empty_prompt", definition.is_xl):
+        said = np.array([prompt is not None for prompt in prompts], np.float32).reshape(-1, batch)
+        text = jax.tree.map(lambda x: x * said.reshape(*said.shape, *[1] * (x.ndim - 2)).astype(x.dtype), text)
+    return text
+
+
+def _time_ids(definition: Definition, request: Request, pooled: Array) -> Array:
+    """SDXL's micro-conditioning, (guidance, batch, 6), or the refiner's, 5."""
+    config = definition.unet_config
+    count = ((config.projection_input_dim or 0) - pooled.shape[-1]) // (config.addition_time_embed_dim or 1)
+    kind = {6: "base", 5: "refiner"}.get(count)
+    if kind is None:
+        raise RequestError(f"the UNet reads {count} time ids, and only SDXL's 6 and its refiner's 5 are known")
+    ids = np.array([side[kind] for side in request.time_ids], np.float32)[-pooled.shape[0] :, None]
+    return jnp.asarray(np.broadcast_to(ids, (*pooled.shape[:2], count)))
+
+
+def _feature_maps(definition: Definition) -> list[int]:
+    layers = definition.unet_config.layers_per_block
+    return [1 + sum(layers) + len(layers) for _ in definition.controlnets]
+
+
+def _control(checkpoint: Checkpoint, control: Steering, request: Request, guided: bool, feature_maps: int) -> Control:
+    batch = len(request.seeds)
+    rows = 2 * checkpoint.scheduler.num_train_timesteps
+    step = np.pad(request.table.step, (0, rows - len(request.table.step)), constant_values=-1)
+    # As in diffusers: a step belongs to the share of the steps that it lies in as a whole.
+    speaks = (step / request.steps >= control.start) & ((step + 1) / request.steps <= control.end)
+    scale = np.where(speaks, control.scale, 0).astype(np.float32)
+    sides = np.array([0.0 if control.guess else 1.0, 1.0] if guided else [1.0], np.float32)
+    falloff: NDArray[Any] = np.logspace(-1, 0, feature_maps) if control.guess else np.ones(feature_maps)
+    picture = jnp.asarray(control.pixels, jnp.float32) / 255
+    return Control(
+        image=jnp.broadcast_to(picture, (batch, *picture.shape)),
+        scale=jnp.asarray(np.broadcast_to((sides[:, None] * scale)[:, None], (len(sides), batch, rows))),
+        falloff=jnp.broadcast_to(jnp.asarray(falloff, jnp.float32), (batch, feature_maps)),
+    )
