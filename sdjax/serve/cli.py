@@ -2,7 +2,7 @@
 
 import inspect
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -12,26 +12,18 @@ from pydantic.fields import FieldInfo
 from sdjax.serve.settings import Settings, load_settings
 
 
-def run(args: Sequence[str]) -> None:
-    """Run the command with what stood after its name.
+def run(args: Sequence[str], before_loading: Callable[[], None]) -> None:
+    """Run the command.
+
+    Args:
+        args: what stood after its name.
+        before_loading: called once the server listens, and before the model is loaded.
 
     Raises:
         RequestError: a flag, a variable or the file holds a wrong value.
         SdjaxError: the address or the folder can't be had.
     """
-    _COMMAND.main(args=list(args), prog_name="sdjax serve", standalone_mode=False)
-
-
-def _serve(config: Path | None = None, **flags: Any) -> None:
-    """Answer jobs over HTTP until told to stop.
-
-    A variable SDJAX_NAME, or the key `name` of the file, sets the flag --name. WORKER_ID, SD_VERSION, PORT,
-    CALLBACK_URL and MODEL_PATH are read too.
-    """
-    settings = load_settings(flags, config)
-    from sdjax.serve.boot import serve_until_stopped
-
-    serve_until_stopped(settings)
+    _command(before_loading).main(args=list(args), prog_name="sdjax serve", standalone_mode=False)
 
 
 def _parameters() -> list[inspect.Parameter]:
@@ -70,12 +62,20 @@ def _help(field: FieldInfo) -> str:
     return f"{field.description or ''}{f' [default: {field.default}]' if has_default else ''}"
 
 
-def _command() -> Any:
-    _serve.__signature__ = inspect.Signature(_parameters())  # type: ignore[attr-defined]
+def _command(before_loading: Callable[[], None]) -> Any:
+    def serve(config: Path | None = None, **flags: Any) -> None:
+        """Answer jobs over HTTP until told to stop.
+
+        A variable SDJAX_NAME, or the key `name` of the file, sets the flag --name. WORKER_ID, SD_VERSION, PORT,
+        CALLBACK_URL and MODEL_PATH are read too.
+        """
+        settings = load_settings(flags, config)
+        from sdjax.serve.boot import serve_until_stopped
+
+        serve_until_stopped(settings, before_loading)
+
+    serve.__signature__ = inspect.Signature(_parameters())  # type: ignore[attr-defined]
     names = {"help_option_names": ["-h", "--help"]}
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, context_settings=names)
-    app.command()(_serve)
+    app.command()(serve)
     return typer.main.get_command(app)
-
-
-_COMMAND = _command()

@@ -1,16 +1,15 @@
 """The way in: a request is checked, its defaults are filled in, and it waits in the store."""
 
 import hashlib
-import json
 import secrets
 import threading
-from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from PIL import Image
 
 from sdjax.errors import RequestError
+from sdjax.serve.buckets import bucket
 from sdjax.serve.pictures import Limits, PictureError, from_base64, read_picture
 from sdjax.serve.problems import ProblemError, invalid, shown
 from sdjax.serve.schemas import ImageGeneration, ImageInpaint, ImageTransform, Lora
@@ -58,9 +57,7 @@ class RequestQueue:
             ProblemError: something is wrong with it (409, 422), or the queue is full (429).
         """
         _check_model(wanted.model, model)
-        for index, lora in enumerate(wanted.loras or ()):
-            find_lora(self._lora_dir, lora, f"loras.{index}.path")
-        request, blobs = resolved(wanted, model)
+        request, blobs = resolved(wanted, model, self._lora_dir)
         try:
             return self._store.submit(
                 request,
@@ -87,9 +84,11 @@ class RequestQueue:
 
 
 def resolved(
-    wanted: ImageGeneration | ImageTransform | ImageInpaint, model: ServedModel
+    wanted: ImageGeneration | ImageTransform | ImageInpaint, model: ServedModel, lora_dir: Path | None
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Fill in every default, and take the pictures out: the request as the store keeps it, and bytes by SHA-256.
+
+    An adapter has its whole path there, and the `name` that it was asked for by.
 
     Raises:
         ProblemError: a value that this model, or no picture, can have.
@@ -105,7 +104,10 @@ def resolved(
         "seed": secrets.randbits(32) if wanted.seed is None else wanted.seed,
         "sampler": model.sampler if wanted.sampler is None else wanted.sampler,
         "num_images": wanted.num_images or 1,
-        "loras": [lora.model_dump() for lora in wanted.loras or ()],
+        "loras": [
+            {"name": lora.path, "path": str(find_lora(lora_dir, lora, index)), "strength": lora.strength}
+            for index, lora in enumerate(wanted.loras or ())
+        ],
         "preview_every": wanted.preview_every or 0,
         "response": wanted.response or "png",
         "model": model.name,
@@ -134,20 +136,18 @@ def resolved(
     return request, blobs
 
 
-def bucket(request: Mapping[str, Any]) -> str:
-    """What jobs of one batch have in common: size, whether guided, what they start from, and adapters."""
-    guided = "guided" if request["guidance_scale"] > 1 else "plain"
-    adapters = json.dumps(sorted((lora["path"], lora["strength"]) for lora in request["loras"]))
-    digest = hashlib.sha256(adapters.encode()).hexdigest()[:16] if request["loras"] else "none"
-    return f"{request['width']}x{request['height']} {request['operation']} {guided} loras={digest}"
-
-
-def find_lora(folder: Path | None, lora: Lora, field: str) -> Path:
+def find_lora(folder: Path | None, lora: Lora, index: int) -> Path:
     """The file or folder of an adapter, which lies inside `folder`, without a link on the way.
+
+    Args:
+        folder: of all adapters.
+        lora: what is asked for.
+        index: which of the request's adapters it is.
 
     Raises:
         ProblemError: it doesn't.
     """
+    field = f"loras.{index}.path"
     if folder is None:
         raise invalid(field, "loras: this server has no adapter folder")
     name = PurePosixPath(lora.path)

@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
@@ -14,6 +14,7 @@ from starlette.applications import Starlette
 
 from sdjax.errors import SdjaxError
 from sdjax.serve.app import drain
+from sdjax.serve.front import Front
 from sdjax.serve.settings import Settings
 
 CLOSING_SECONDS = 5
@@ -25,33 +26,44 @@ logger = logging.getLogger(__name__)
 
 
 class DrainingServer(uvicorn.Server):
-    """A server whose first signal begins a drain, during which it goes on to answer; a second one stops it at once."""
+    """A server whose first signal begins a drain, during which it goes on to answer; a second one stops it at once.
 
-    def __init__(self, config: uvicorn.Config, drained: Callable[[], Awaitable[None]], seconds: float) -> None:
-        super().__init__(config)
-        self._drained = drained
-        self._seconds = seconds
-        self._draining: asyncio.Task[None] | None = None
+    Args:
+        app: what it serves, made by `create_app`.
+        told: called when the first signal comes.
+    """
+
+    def __init__(self, app: Starlette, told: Callable[[], None] = lambda: None) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=CLOSING_SECONDS,
+            )
+        )
+        self._front: Front = app.state.front
+        self._told = told
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._signals = 0
+        self._draining: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """See uvicorn."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        for listener in sockets or ():
+            host, port = listener.getsockname()[:2]
+            logger.info("listening at http://%s:%d", f"[{host}]" if ":" in host else host, port)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain, or stop. The signal isn't raised again afterwards: a process that was asked to stop, and did,
         ends well.
         """
-        self._signals += 1
-        if self._signals > 1 or self._loop is None:
+        if self._loop is None or self._draining is not None:
             self.should_exit = self.force_exit = True
             return
-        # A thread, since nothing else is sure to run: the loop itself may hang.
-        watchdog = threading.Timer(self._seconds + CLOSING_SECONDS + TEARDOWN_SECONDS, os._exit, (1,))
-        watchdog.daemon = True
-        watchdog.start()
+        self._told()
         self._loop.call_soon_threadsafe(self._begin, sig)
 
     def _begin(self, sig: int) -> None:
@@ -60,7 +72,7 @@ class DrainingServer(uvicorn.Server):
 
     async def _drain(self) -> None:
         try:
-            await self._drained()
+            await drain(self._front)
         finally:
             self.should_exit = True
 
@@ -83,17 +95,11 @@ def bind(host: str, port: int) -> socket.socket:
 
 def serve(app: Starlette, settings: Settings, listener: socket.socket) -> None:
     """Answer at a bound socket until a signal says to stop."""
-    front = app.state.front
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=CLOSING_SECONDS,
-        h11_max_incomplete_event_size=64 * 1024,
-    )
 
-    async def drained() -> None:
-        await drain(front)
+    def watch() -> None:
+        # A thread, since nothing else is sure to run by then.
+        watchdog = threading.Timer(settings.drain + CLOSING_SECONDS + TEARDOWN_SECONDS, os._exit, (1,))
+        watchdog.daemon = True
+        watchdog.start()
 
-    DrainingServer(config, drained, settings.drain).run([listener])
+    DrainingServer(app, watch).run([listener])

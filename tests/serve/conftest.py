@@ -11,14 +11,13 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from PIL import Image
 
 from sdjax.pipeline import BUNDLED_FOLDER
 from sdjax.schedulers import SchedulerConfig
 from sdjax.serve.app import create_app
 from sdjax.serve.served import ServedModel
-from sdjax.serve.server import bind
+from sdjax.serve.server import DrainingServer, bind
 from sdjax.serve.settings import load_settings
 from sdjax.serve.sqlite import SqliteStore
 from tests.serve.fake_engine import FakeEngine
@@ -50,7 +49,7 @@ class Running:
     store: Any
     engine: Any
     app: Any
-    server: uvicorn.Server
+    server: DrainingServer
     thread: threading.Thread
 
     def submit(self, prompt="a red circle", **fields):
@@ -129,8 +128,7 @@ def starter(tmp_path_factory):
         port = listener.getsockname()[1]
         options = load_settings({"port": port, "drain": 1.0, **settings})
         app = create_app(options, store, boot or fake)
-        config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=3)
-        server = uvicorn.Server(config)
+        server = DrainingServer(app)
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])), daemon=True)
         thread.start()
         url = f"http://127.0.0.1:{port}"

@@ -104,6 +104,7 @@ async def cancel(request: Request) -> Response:
 async def view(front: Front, job: Job) -> dict[str, Any]:
     """A job as `schemas.JobView` describes it."""
     position = await front.registry.position(job)
+    loras = [{"path": lora["name"], "strength": lora["strength"]} for lora in job.request["loras"]]
     error = None
     if job.state == "error":
         last = await front.registry.last_event(job)
@@ -112,7 +113,7 @@ async def view(front: Front, job: Job) -> dict[str, Any]:
     return {
         "job_id": job.id,
         "state": job.state,
-        "request": dict(job.request),
+        "request": {**job.request, "loras": loras},
         "created": job.created,
         "started": job.started,
         "finished": job.finished,
