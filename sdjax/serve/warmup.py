@@ -42,4 +42,4 @@ def projection(pipe: Pipeline, row: Row) -> Projection:
     coarse = np.random.default_rng(0).standard_normal((height // 4 + 1, width // 4 + 1, channels))
     smooth = coarse.repeat(4, 0).repeat(4, 1)[None, :height, :width].astype(np.float32)
     (picture,) = pipe.finish(row.request, jnp.asarray(smooth))
-    return fit_projection(smooth, np.asarray(picture, np.float32)[None] / 255)
+    return fit_projection(smooth, np.asarray(picture, np.float32)[None] / np.float32(255))
