@@ -39,7 +39,7 @@ def fit_projection(latents: NDArray[np.float32], pictures: NDArray[np.float32]) 
     samples, height, width, channels = latents.shape
     factor = pictures.shape[1] // height
     colors = pictures.reshape(samples, height, factor, width, factor, 3).mean((2, 4))
-    inputs = np.concatenate([latents, np.ones((samples, height, width, 1))], axis=-1)
+    inputs = np.concatenate([latents, np.ones((samples, height, width, 1), np.float32)], axis=-1)
     weights = np.linalg.lstsq(inputs.reshape(-1, channels + 1), colors.reshape(-1, 3), rcond=None)[0]
     return Projection(weights.astype(np.float32))
 

@@ -418,6 +418,6 @@ class GenerationEngine:
         self._pending = deque((key, row) for key, row in self._pending if row.job_id != job_id)
         self._ended[how] += 1
 
-    def _heard(self, event: str, duration: float, **_: Any) -> None:
+    def _heard(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
             self._compiles += 1

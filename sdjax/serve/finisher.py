@@ -55,7 +55,8 @@ class Finisher:
         try:
             kind = job.request.get("response") or "png"
             words = job.request["prompt"], job.request.get("negative_prompt")
-            images, seeds = [], []
+            images: list[tuple[str, bytes]] = []
+            seeds: list[int] = []
             for _, (row, picture) in sorted(work.drawn.items()):
                 seeds += row.request.seeds
                 settings = {**row.request.settings, "seed": seeds[-1], "model": self._model}

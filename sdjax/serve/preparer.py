@@ -54,7 +54,8 @@ class Preparer:
         try:
             asked = drawing.requests(pipe, self._store, job.request)
             rows = [drawing.prepare(pipe, job.id, i, request) for i, request in enumerate(asked)]
-            jax.block_until_ready([row.batch for row in rows])
+            for leaf in jax.tree.leaves([row.batch for row in rows]):
+                leaf.block_until_ready()
             key = drawing.key(rows[0], job.request.get("loras") or ())
         except Exception as error:
             self._failed(job.id, error)
