@@ -23,7 +23,7 @@ from sdjax.serve.front import Front, Worker
 from sdjax.serve.heartbeat import heartbeat, keep_beating, say_goodbye, worker_name
 from sdjax.serve.logs import about_job
 from sdjax.serve.metrics import Counted, Metrics
-from sdjax.serve.problems import ProblemError, answer
+from sdjax.serve.problems import Failures, ProblemError, answer
 from sdjax.serve.queue import RequestQueue
 from sdjax.serve.registry import JobRegistry
 from sdjax.serve.routes import jobs, openai, operations
@@ -80,7 +80,6 @@ def create_app(settings: Settings, store: Store, boot: Boot) -> Starlette:
             ProblemError: _on_problem,
             HTTPException: _on_http,
             ClientDisconnect: _on_disconnect,
-            Exception: _on_failure,
         },
         lifespan=lifespan,
     )
@@ -127,6 +126,7 @@ def _middleware(settings: Settings, metrics: Metrics) -> list[Middleware]:
         Middleware(SafeHeaders),
         *(cors if origins else ()),
         Middleware(Guard, keys=keys, origins=origins, only_local=settings.is_loopback),
+        Middleware(Failures),
         Middleware(BodyLimit, limit=settings.max_body),
     ]
 
@@ -197,7 +197,3 @@ async def _on_http(request: Request, error: Exception) -> Response:
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:
     return Response(status_code=400)  # nobody is there to read it
-
-
-async def _on_failure(request: Request, error: Exception) -> Response:
-    return answer(ProblemError(500, "internal", "the server failed; its log says why"), request.url.path)

@@ -49,10 +49,9 @@ def load(settings: Settings, store: Store, worker: Worker) -> None:
     pipe = Pipeline.from_pretrained(
         _source(settings), dtype=settings.dtype, variant=settings.variant, revision=settings.revision
     )
-    device = jax.devices()[0]
-    worker.device = f"{device.platform}:{device.device_kind}"
+    worker.device = jax.devices()[0].platform
     worker.model = served_model(pipe, settings.sd_version)
-    engine = GenerationEngine(pipe, store, name=settings.worker_id)
+    engine = GenerationEngine(pipe, store, name=settings.worker_id, slots=settings.slots)
     engine.start()
     worker.engine = engine
     while not engine.ready.wait(LOOK_EVERY):

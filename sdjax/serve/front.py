@@ -13,6 +13,7 @@ from sdjax.serve.queue import RequestQueue
 from sdjax.serve.registry import JobRegistry
 from sdjax.serve.served import ServedModel
 from sdjax.serve.settings import Settings
+from sdjax.serve.stats import Stats
 
 SUBMITTERS = 4
 """Requests that are decoded at a time: each may hold a body and its pictures in memory."""
@@ -22,6 +23,9 @@ Status: TypeAlias = Literal["starting", "ready", "draining", "error"]
 
 class Engine(Protocol):
     """What draws the jobs of the store, as far as the front has to do with it."""
+
+    def stats(self) -> Stats:
+        """What it has done so far."""
 
     def drain(self, seconds: float) -> None:
         """Take no more jobs, give the running ones so long to finish, give the rest back to the store, and return."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sdjax.serve.stats import Stats
 from sdjax.serve.store import Job
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -22,6 +23,8 @@ class Metrics:
         self._waited = self._histogram("sdjax_job_wait_seconds", "From submission to the first step.", SECONDS)
         self._ran = self._histogram("sdjax_job_run_seconds", "From the first step to the end.", SECONDS)
         self._images = Counter("sdjax_images", "Pictures drawn.", registry=self._numbers)
+        self._engine = Gauge("sdjax_engine", "The engine, see `sdjax.serve.stats`.", ["what"], registry=self._numbers)
+        self._phases = Gauge("sdjax_engine_seconds", "Of complete jobs, by phase.", ["phase"], registry=self._numbers)
         self._ready = Gauge("sdjax_ready", "1 while jobs are taken and drawn.", registry=self._numbers)
         self._requests = Counter(
             "sdjax_http_requests", "Requests answered.", ["method", "route", "status"], registry=self._numbers
@@ -29,10 +32,21 @@ class Metrics:
         self._lasted = self._histogram("sdjax_http_seconds", "Until an answer ended.", (0.005, 0.025, *SECONDS))
         self._open = Gauge("sdjax_http_open", "Requests under way, streams among them.", registry=self._numbers)
 
-    def text(self, counts: Mapping[str, int], *, is_ready: bool) -> bytes:
-        """All numbers in Prometheus' text format."""
+    def text(self, counts: Mapping[str, int], stats: Stats | None, *, is_ready: bool) -> bytes:
+        """All numbers in Prometheus' text format.
+
+        Args:
+            counts: jobs by state.
+            stats: of the engine, once there is one.
+            is_ready: whether jobs are taken and drawn.
+        """
         for state, count in counts.items():
             self._jobs.labels(state).set(count)
+        if stats is not None:
+            for what in ("slots", "drawing", "pending", "finishing", "slices", "compiles"):
+                self._engine.labels(what).set(getattr(stats, what))
+            for phase, seconds in stats.seconds.items():
+                self._phases.labels(phase).set(seconds)
         self._ready.set(is_ready)
         return generate_latest(self._numbers)
 

@@ -4,12 +4,16 @@ Two shapes go over the wire: `{"error": {"code", "message", "field"}}`, and on t
 `{"error": {"message", "type", "param", "code"}}`, where every wrong parameter is a 400.
 """
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 OPENAI_PATHS = ("/v1/images", "/v1/models")
+logger = logging.getLogger(__name__)
+
 SHOWN = 60
 """Characters of a wrong value that a message repeats at most."""
 
@@ -68,6 +72,31 @@ def openai_error(problem: ProblemError) -> dict[str, Any]:
         else "invalid_request_error"
     )
     return {"error": {"message": problem.message, "type": kind, "param": problem.field, "code": problem.code}}
+
+
+class Failures:
+    """Answer 500 for what went wrong in the application, and keep the connection, which Starlette's own would not."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        has_begun = False
+
+        async def noted(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = has_begun or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noted)
+        except Exception:
+            if has_begun or scope["type"] != "http":
+                raise
+            logger.exception("%s %r failed", scope["method"], scope["path"])
+            problem = ProblemError(500, "internal", "the server failed; its log says why")
+            await answer(problem, scope["path"])(scope, receive, send)
 
 
 def shown(value: object) -> str:

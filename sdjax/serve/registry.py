@@ -23,6 +23,8 @@ LOOK_EVERY = 1.0
 """Seconds after which a reader looks without being woken: another process may have written to the store."""
 READERS = 32
 """Threads that read the store for us at a time."""
+AT_ONCE = 16
+"""Events that a reader takes from the store at a time, and holds while the client reads them."""
 LAST_ID = 2**63 - 1
 
 
@@ -133,8 +135,11 @@ class JobRegistry:
         after = int(last_event_id[:19])
         if not 0 < after < LAST_ID:
             return 0
-        events = await self._read(self._store.events, job.id, after - 1)
-        return after if events else 0
+        return after if await self._read(self._store.events, job.id, after - 1, 1) else 0
+
+    async def has_more(self, job: Job, after: int) -> bool:
+        """Whether its story goes on after an event."""
+        return bool(await self._read(self._store.events, job.id, after, 1))
 
     async def story(self, job_id: str, after: int = 0) -> AsyncGenerator[Event, None]:
         """The events after `after`, as they come, up to the final one, or until the streams are closed."""
@@ -143,11 +148,14 @@ class JobRegistry:
                 woken.clear()
                 is_last = self.is_closing
                 job = await self._read(self._store.job, job_id)
-                for event in await self._read(self._store.events, job_id, after):
+                events = await self._read(self._store.events, job_id, after, AT_ONCE)
+                for event in events:
                     yield event
                     after = event.id
                     if event.name in FINAL:
                         return
+                if events:
+                    continue
                 if job is None or job.state in FINAL or is_last:
                     return
                 with anyio.move_on_after(LOOK_EVERY):

@@ -72,7 +72,7 @@ class Guard:
     def _check_origin(self, headers: Headers) -> None:
         host = headers.get("host", "")
         if self.only_local and not self.digests and not _is_local(host):
-            raise ProblemError(403, "wrong_host", "this server answers to localhost alone")
+            raise ProblemError(403, "wrong_host", "without a key this server answers to localhost alone")
         origin = headers.get("origin")
         if origin is None or origin in self.origins or "*" in self.origins:
             return

@@ -23,7 +23,7 @@ AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]  #
 async def stream_job(registry: JobRegistry, job: Job, last_event_id: str | None, *, keep_alive: float) -> Response:
     """The answer to a reader. One that has heard the end gets 204, which tells an EventSource not to come back."""
     after = await registry.place(job, last_event_id)
-    if after and job.state in FINAL and not await _has_news(registry, job, after):
+    if after and job.state in FINAL and not await registry.has_more(job, after):
         return Response(status_code=204, media_type="text/event-stream")
     return event_stream(_told(registry, job.id, after), keep_alive=keep_alive)
 
@@ -49,11 +49,6 @@ def completed(data: Mapping[str, Any], pictures: Sequence[tuple[str, bytes]]) ->
     images = [base64.b64encode(content).decode() for _, content in pictures]
     head = {"type": "complete", "image": images[0], "format": pictures[0][0]} if images else {"type": "complete"}
     return {**head, "images": images, **{name: value for name, value in data.items() if name not in head}}
-
-
-async def _has_news(registry: JobRegistry, job: Job, after: int) -> bool:
-    last = await registry.last_event(job)
-    return last is not None and last.id > after
 
 
 async def _told(registry: JobRegistry, job_id: str, after: int) -> AsyncIterator[ServerSentEvent]:

@@ -7,6 +7,9 @@ import time
 
 from PIL import Image
 
+from sdjax.serve.stats import Stats
+from sdjax.serve.store import Tick
+
 
 def painted(seed, width, height, kind="png"):
     """The bytes of a picture of one colour, by its seed."""
@@ -30,6 +33,9 @@ class FakeEngine:
         store.subscribe(lambda _: self.woken.set())
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
+
+    def stats(self):
+        return Stats(1, 0, 0, 0, 0, 0, {}, {"denoise": 1.5}, {})
 
     def drain(self, seconds):
         self.deadline = time.monotonic() + seconds
@@ -71,6 +77,4 @@ class FakeEngine:
         self.store.finish(job.id, fence, images, data=data)
 
     def _tick(self, job, fence, events):
-        from sdjax.serve.store import Tick
-
         return bool(self.store.tick([Tick(job.id, fence, events)], seconds=60))

@@ -2,6 +2,7 @@
 
 import io
 import json
+import resource
 import socket
 import struct
 import zlib
@@ -9,6 +10,8 @@ import zlib
 import pytest
 from PIL import Image
 
+from sdjax.serve import bodies
+from sdjax.serve.pictures import PictureError, read_picture
 from tests.serve.conftest import as_base64, picture
 
 LONG = "x" * 10_000_000
@@ -182,6 +185,18 @@ def test_a_picture_that_is_none_is_refused(server, name, field):
     assert len(answer.content) < 1000
 
 
+def test_a_bomb_is_refused_before_it_is_decoded():
+    rows = zlib.compressobj()
+    data = b"".join(rows.compress(bytes(2501)) for _ in range(20_000)) + rows.flush()
+    header = struct.pack(">IIBBBBB", 20_000, 20_000, 1, 0, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    assert len(bomb) < 100_000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(PictureError, match="pixels"):
+        read_picture(bomb)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # KiB; decoded it has 400 MB
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -344,6 +359,15 @@ def test_a_length_that_lies_disturbs_nobody(server, head, status):
         else:
             assert liar.recv(4096)[9:12] == status
     assert server.client.get("/health").status_code == 200
+
+
+def test_a_body_that_does_not_arrive_is_given_up(server, monkeypatch):
+    monkeypatch.setattr(bodies, "ARRIVES_WITHIN", 0.1)
+    port = int(server.url.rsplit(":", 1)[1])
+    with socket.create_connection(("127.0.0.1", port)) as slow:
+        slow.settimeout(10)
+        slow.sendall(b"POST /v1/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n{")
+        assert slow.recv(4096).startswith(b"HTTP/1.1 408")
 
 
 def test_strange_paths_get_an_answer(server):

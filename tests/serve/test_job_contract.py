@@ -271,8 +271,38 @@ def test_metrics_count_jobs_and_requests(server):
     text = wait_for(lambda: "sdjax_job_run_seconds_count" in (t := server.client.get("/metrics").text) and t)
     assert 'sdjax_jobs{state="complete"}' in text
     assert "sdjax_ready 1.0" in text
+    assert 'sdjax_engine{what="slots"} 1.0' in text
+    assert 'sdjax_engine_seconds{phase="denoise"} 1.5' in text
     assert 'route="/v1/jobs/{job_id}"' in text
     assert job_id not in text
+
+
+def test_a_fault_of_ours_is_a_500_of_the_same_shape(server, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("a secret of the disk")
+
+    monkeypatch.setattr(server.store, "jobs", broken)
+    answer = server.client.get("/v1/jobs")
+    assert answer.status_code == 500
+    assert answer.json()["error"]["code"] == "internal"
+    assert "secret" not in answer.text
+    monkeypatch.setattr(server.store, "submit", broken)
+    answer = server.client.post("/v1/images/generations", json={"prompt": "x"})
+    assert answer.json()["error"]["type"] == "server_error"
+
+
+def test_an_inpainting_model_draws_nothing_else(serve):
+    server = serve(model={"needs_mask": True})
+    answer = server.client.post("/v1/jobs", json={"operation": "image_generation", "prompt": "x"})
+    assert answer.status_code == 422
+    assert answer.json()["error"]["field"] == "operation"
+
+
+def test_a_published_models_own_limits_hold(serve):
+    server = serve(model={"size": 512})
+    body = {"operation": "image_generation", "prompt": "x", "steps": 1}
+    assert server.client.post("/v1/jobs", json={**body, "width": 248}).json()["error"]["field"] == "width"
+    assert server.client.post("/v1/jobs", json={**body, "width": 256, "height": 2048}).status_code == 200
 
 
 def test_the_description_is_openapi_3_1_of_the_same_schemas(server):

@@ -27,7 +27,8 @@ async def metrics(request: Request) -> Response:
     """`GET /metrics`, for Prometheus."""
     front = front_of(request)
     counts = await front.registry.counts()
-    text = front.metrics.text(counts, is_ready=front.worker.status == "ready")
+    stats = front.worker.engine.stats() if front.worker.engine else None
+    text = front.metrics.text(counts, stats, is_ready=front.worker.status == "ready")
     return Response(text, media_type=CONTENT_TYPE)
 
 
