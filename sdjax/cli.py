@@ -201,7 +201,7 @@ def serve(context: typer.Context) -> None:
         from sdjax.serve.cli import run
     except ModuleNotFoundError as error:
         raise SdjaxError(f"the server needs {error.name}: pip install 'sdjax[server]'") from error
-    run(context.args, _keep_compiled_programs)
+    run(context.args)
 
 
 @app.command()

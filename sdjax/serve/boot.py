@@ -1,7 +1,5 @@
 """From settings to a running server: the store, the model, the engine, and the front."""
 
-from collections.abc import Callable
-
 from sdjax.serve.app import create_app
 from sdjax.serve.front import Worker
 from sdjax.serve.logs import set_up_logging
@@ -12,12 +10,8 @@ from sdjax.serve.sqlite import SqliteStore
 from sdjax.serve.store import Store
 
 
-def serve_until_stopped(settings: Settings, before_loading: Callable[[], None]) -> None:
+def serve_until_stopped(settings: Settings) -> None:
     """Serve until a signal says to stop.
-
-    Args:
-        settings: how.
-        before_loading: called once the server listens, and before the model is loaded.
 
     Raises:
         SdjaxError: the address or the folder can't be had.
@@ -28,7 +22,6 @@ def serve_until_stopped(settings: Settings, before_loading: Callable[[], None]) 
     store = SqliteStore(settings.data_dir)
 
     def boot(worker: Worker) -> None:
-        before_loading()
         load(settings, store, worker)
 
     serve(create_app(settings, store, boot), settings, listener)
@@ -45,7 +38,9 @@ def load(settings: Settings, store: Store, worker: Worker) -> None:
 
     from sdjax import Pipeline
     from sdjax.serve.engine import GenerationEngine
+    from sdjax.terminal import keep_compiled_programs
 
+    keep_compiled_programs()
     pipe = Pipeline.from_pretrained(
         _source(settings), dtype=settings.dtype, variant=settings.variant, revision=settings.revision
     )
@@ -59,7 +54,8 @@ def load(settings: Settings, store: Store, worker: Worker) -> None:
             raise engine.error
         if worker.status == "draining":
             return
-    worker.status = "ready"
+    if worker.status == "starting":
+        worker.status = "ready"
 
 
 def _source(settings: Settings) -> str | None:

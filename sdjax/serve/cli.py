@@ -2,7 +2,7 @@
 
 import inspect
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -12,18 +12,14 @@ from pydantic.fields import FieldInfo
 from sdjax.serve.settings import Settings, load_settings
 
 
-def run(args: Sequence[str], before_loading: Callable[[], None]) -> None:
-    """Run the command.
-
-    Args:
-        args: what stood after its name.
-        before_loading: called once the server listens, and before the model is loaded.
+def run(args: Sequence[str]) -> None:
+    """Run the command with what stood after its name.
 
     Raises:
         RequestError: a flag, a variable or the file holds a wrong value.
         SdjaxError: the address or the folder can't be had.
     """
-    _command(before_loading).main(args=list(args), prog_name="sdjax serve", standalone_mode=False)
+    _command().main(args=list(args), prog_name="sdjax serve", standalone_mode=False)
 
 
 def _parameters() -> list[inspect.Parameter]:
@@ -62,7 +58,7 @@ def _help(field: FieldInfo) -> str:
     return f"{field.description or ''}{f' [default: {field.default}]' if has_default else ''}"
 
 
-def _command(before_loading: Callable[[], None]) -> Any:
+def _command() -> Any:
     def serve(config: Path | None = None, **flags: Any) -> None:
         """Answer jobs over HTTP until told to stop.
 
@@ -72,7 +68,7 @@ def _command(before_loading: Callable[[], None]) -> Any:
         settings = load_settings(flags, config)
         from sdjax.serve.boot import serve_until_stopped
 
-        serve_until_stopped(settings, before_loading)
+        serve_until_stopped(settings)
 
     serve.__signature__ = inspect.Signature(_parameters())  # type: ignore[attr-defined]
     names = {"help_option_names": ["-h", "--help"]}
