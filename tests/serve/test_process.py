@@ -15,8 +15,10 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 import sdjax
+from tests.loading.lora_files import ATTENTION, kohya, random_layers
 from tests.serve.conftest import as_base64, read_events, wait_for
 
 RED_ON_BLUE = "a red circle on a blue background"
@@ -63,9 +65,9 @@ def waits():
 
 
 @pytest.fixture(scope="module")
-def process(tmp_path_factory, waits):
+def process(tmp_path_factory, waits, adapters):
     folder = tmp_path_factory.mktemp("served")
-    process = Process("--data-dir", str(folder), "--drain", "20")
+    process = Process("--data-dir", str(folder), "--drain", "20", "--lora-dir", str(adapters))
     deadline = time.monotonic() + 300
     while process.client.get("/ready").status_code != 200:
         assert time.monotonic() < deadline
@@ -81,6 +83,15 @@ def process(tmp_path_factory, waits):
 @pytest.fixture(scope="module")
 def pipe():
     return sdjax.Pipeline.from_pretrained()
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory, pipe):
+    """A folder with an adapter that changes the picture."""
+    folder = tmp_path_factory.mktemp("adapters")
+    layers = random_layers(pipe.params, {"unet": ATTENTION})
+    save_file(kohya(layers, pipe.params), folder / "style v1.5.safetensors")
+    return folder
 
 
 def pixels(text):
@@ -111,6 +122,19 @@ def test_a_transform_is_the_picture_that_the_library_draws(process, pipe):
     assert name == "complete", complete
     (expected,) = pipe(RED_ON_BLUE, image=start, strength=0.5, seed=3, steps=8).images
     np.testing.assert_array_equal(pixels(complete["image"]), np.asarray(expected))
+
+
+def test_an_adapter_changes_its_own_job_and_no_other(process, pipe, adapters):
+    name = "style v1.5.safetensors"
+    loras = [{"path": name, "strength": 0.7}]
+    jobs = [process.submit(seed=7, steps=8, loras=given) for given in (loras, [], loras)]
+    styled, plain, again = (pixels(process.events(job)[-1][1]["image"]) for job in jobs)
+    (expected,) = pipe(RED_ON_BLUE, seed=7, steps=8, loras=[(adapters / name, 0.7)]).images
+    np.testing.assert_array_equal(styled, np.asarray(expected))
+    np.testing.assert_array_equal(styled, again)
+    np.testing.assert_array_equal(plain, np.asarray(pipe(RED_ON_BLUE, seed=7, steps=8).images[0]))
+    assert (styled != plain).any()
+    assert process.client.get(f"/v1/jobs/{jobs[0]}").json()["request"]["loras"] == loras
 
 
 def test_inpainting_keeps_what_the_mask_keeps(process):
@@ -165,3 +189,20 @@ def test_sigterm_lets_the_running_job_finish_and_the_process_ends_well(process):
     thread.join(10)
     assert told[-1][0] in ("complete", "closing")
     assert "draining" in "".join(process.lines)
+
+
+@pytest.mark.slow
+def test_after_a_kill_the_jobs_are_there_and_are_drawn(tmp_path):
+    flags = ("--data-dir", str(tmp_path))
+    first = Process(*flags)
+    wait_for(lambda: first.client.get("/ready").status_code == 200, 300)
+    done = first.submit(steps=2, seed=1)
+    assert first.events(done)[-1][0] == "complete"
+    jobs = [first.submit(steps=100, num_images=8, seed=seed) for seed in range(3)]
+    wait_for(lambda: first.client.get(f"/v1/jobs/{jobs[0]}").json()["state"] == "running")
+    assert first.stop(signal.SIGKILL) == -signal.SIGKILL
+    second = Process(*flags)
+    wait_for(lambda: second.client.get("/ready").status_code == 200, 300)
+    assert second.events(done)[-1][0] == "complete"
+    assert [second.events(job)[-1][0] for job in jobs] == ["complete"] * 3
+    assert second.stop() == 0
