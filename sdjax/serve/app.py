@@ -94,9 +94,11 @@ async def drain(front: Front) -> None:
     if front.worker.status == "draining":
         return
     front.worker.status = "draining"
-    if front.worker.engine is not None:
-        await to_thread.run_sync(front.worker.engine.drain, front.settings.drain)
-    front.registry.close_streams()
+    try:
+        if front.worker.engine is not None:
+            await to_thread.run_sync(front.worker.engine.drain, front.settings.drain)
+    finally:
+        front.registry.close_streams()
     if front.settings.callback_url:
         await say_goodbye(front.settings.callback_url, await _beat_data(front))
 

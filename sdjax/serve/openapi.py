@@ -41,6 +41,7 @@ ERRORS: Mapping[int, str] = {
     405: "The path has no such method.",
     408: "The body did not arrive in time.",
     409: "It does not fit: another model is served, or the job has already ended.",
+    410: "The job was cancelled while its client waited.",
     413: "The body is too large.",
     422: "A field is wrong; `field` names it.",
     429: "The queue is full, or this key has enough unfinished jobs: see Retry-After.",
@@ -189,7 +190,7 @@ def _openai_paths() -> dict[str, Any]:
                 "operationId": f"images_{path}",
                 "description": OPENAI_STREAM.format(prefix=prefix),
                 "requestBody": _body(kind, schema),
-                "responses": {"200": answer, **_errors("OpenAIError", 400, 401, 403, 408, 413, 429, 500, 503)},
+                "responses": {"200": answer, **_errors("OpenAIError", 400, 401, 403, 408, 410, 413, 429, 500, 503)},
             }
         }
     paths["/v1/models"] = {

@@ -5,7 +5,7 @@ that there may be news: readers look for themselves, and look from time to time 
 """
 
 import asyncio
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import ParamSpec, TypeVar
@@ -25,6 +25,7 @@ READERS = 32
 """Threads that read the store for us at a time."""
 AT_ONCE = 16
 """Events that a reader takes from the store at a time, and holds while the client reads them."""
+REMEMBERED = 256
 LAST_ID = 2**63 - 1
 
 
@@ -163,13 +164,18 @@ class JobRegistry:
 
     async def finished(self) -> AsyncGenerator[Job, None]:
         """Jobs, each once, when they have come to their end."""
+        told: deque[str] = deque(maxlen=REMEMBERED)
         while True:
             await self._any.wait()
             self._any.clear()
             changed, self._changed = self._changed, set()
             for job_id in changed:
+                # The last change of a job may be heard after an earlier one that already found it at its end.
+                if job_id in told:
+                    continue
                 job = await self._read(self._store.job, job_id)
                 if job is not None and job.state in FINAL:
+                    told.append(job_id)
                     yield job
             await anyio.sleep(0.25)  # many slices, one look
 

@@ -5,6 +5,7 @@ import base64
 import io
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import openai
@@ -246,6 +247,23 @@ def test_a_job_that_fails_is_an_error(client):
         client.images.generate(prompt="fail")
     with pytest.raises(openai.APIError, match="NaN"):
         list(client.images.generate(prompt="fail", stream=True))
+
+
+def test_a_failed_or_cancelled_job_is_not_tried_again(serve):
+    server = serve()
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=2)
+    with pytest.raises(openai.InternalServerError):
+        client.images.generate(prompt="fail", extra_body={"steps": 1})
+    server.engine.go.clear()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(client.images.generate, prompt="a circle")
+        wait_for(lambda: server.store.counts()["running"] == 1)
+        (job, _) = server.client.get("/v1/jobs").json()["jobs"]
+        assert server.client.delete(f"/v1/jobs/{job['job_id']}").status_code == 200
+        with pytest.raises(openai.APIStatusError, match="cancelled") as caught:
+            waiting.result(20)
+    assert caught.value.status_code == 410
+    assert sum(server.store.counts().values()) == 2
 
 
 def test_a_wrong_key_is_an_authentication_error(serve):

@@ -28,6 +28,8 @@ from sdjax.serve.store import FINAL, Event, Job
 from sdjax.serve.stream import event_stream, to_json
 
 LARGEST_FIELD = 1 << 18
+NO_RETRY = {"X-Should-Retry": "false"}
+"""OpenAI's clients try again after a 500 unless they are told not to: a job that failed would fail again."""
 CLIENT_LEFT = 499
 """The status that nginx gives to a client that left: nobody reads it."""
 
@@ -172,9 +174,10 @@ def _check(last: Event | None) -> None:
     if last is not None and last.name == "complete":
         return
     if last is not None and last.name == "error":
-        raise ProblemError(500, str(last.data.get("code", "error")), str(last.data.get("message", "the job failed")))
+        code, message = str(last.data.get("code", "error")), str(last.data.get("message", "the job failed"))
+        raise ProblemError(500, code, message, headers=NO_RETRY)
     if last is not None and last.name == "cancelled":
-        raise ProblemError(503, "cancelled", "the job was cancelled")
+        raise ProblemError(410, "cancelled", "the job was cancelled")
     raise ProblemError(503, "draining", "the server stops")
 
 
