@@ -193,6 +193,8 @@ def denoise(
     table: Table,
     start: ArrayLike,
     stop: ArrayLike,
+    *,
+    guidance_axis: str | None = None,
 ) -> Array:
     """Walk every row of a batch through rows `start` to `stop` of its own table.
 
@@ -208,6 +210,8 @@ def denoise(
         start: the first table row to run, () or (batch,) integers.
         stop: the table row to stop before, likewise. Indices out of the table would be clamped without a word: keeping
             0 <= start and stop <= rows is the caller's part.
+        guidance_axis: name of the mapped axis (of `jax.shard_map`) along which each device has one half of guidance, in
+            the order of the halves; None where all of it is here.
 
     Returns:
         The state after it, like `state`; `[:, 0]` are the latents, `[:, -1]` the estimate of the clean ones.
@@ -229,7 +233,8 @@ def denoise(
         controls = [
             Heard(hint, c.scale[:, rows, index], c.falloff) for hint, c in zip(hints, cond.controls, strict=True)
         ]
-        output = _predict(definition, params, cond, _wide(row.input_scale) * state[:, 0], row.timesteps, controls)
+        sample = _wide(row.input_scale) * state[:, 0]
+        output = _predict(definition, params, cond, sample, row.timesteps, controls, guidance_axis)
         noise = draw_noise(cond.keys, index, output.shape[1:])
         moved = jnp.einsum("bij,bj...->bi...", row.A, state, precision=lax.Precision.HIGHEST)
         moved += _wide(row.B) * output[:, None] + _wide(row.C) * noise[:, None]
@@ -297,7 +302,7 @@ def put_row(batch: "Batch", slot: ArrayLike, source: "Batch", row: ArrayLike) ->
             jnp.moveaxis(jnp.asarray(into), axis, 0).at[slot].set(jnp.moveaxis(new, axis, axis)), 0, axis
         )
 
-    replaced: Batch = jax.tree.map(put, _batch_axes(batch), batch, source)
+    replaced: Batch = jax.tree.map(put, batch_axes(batch), batch, source)
     return replaced
 
 
@@ -317,11 +322,11 @@ def join(batches: Sequence["Batch"]) -> "Batch":
     def joined(axis: int, *parts: ArrayLike) -> Array:
         return jnp.concatenate([jnp.asarray(part) for part in parts], axis)
 
-    whole: Batch = jax.tree.map(joined, _batch_axes(batches[0]), *batches)
+    whole: Batch = jax.tree.map(joined, batch_axes(batches[0]), *batches)
     return whole
 
 
-def _batch_axes(batch: Batch) -> Batch:
+def batch_axes(batch: Batch) -> Batch:
     """Which axis of each array counts the rows of the batch: the one after guidance, where there is guidance."""
     axes = jax.tree.map(lambda _: 0, batch)
     behind = {
@@ -411,6 +416,7 @@ def _predict(
     latents: Array,
     timesteps: Array,
     controls: Sequence[Heard],
+    guidance_axis: str | None,
 ) -> Array:
     """Call the UNet once for all rows with and without their prompts, and combine: float32, like the latents."""
     guidance = cond.weights.shape[0]
@@ -434,7 +440,12 @@ def _predict(
         output: Array = unet(sample, timesteps, context, added, condition, residuals)
         output = output.reshape(guidance, -1, *output.shape[1:]).astype(jnp.float32)
         combined: Array = (_wide(weights.swapaxes(0, 1)) * output).sum(0)
-        return combined if rescale is None else _rescaled(combined, output[-1], rescale)
+        spread = output[-1].std((1, 2, 3), keepdims=True)
+        if guidance_axis is not None:
+            has_prompt = lax.axis_index(guidance_axis) == lax.axis_size(guidance_axis) - 1
+            both = combined, jnp.where(has_prompt, spread, 0)
+            combined, spread = lax.psum(both, guidance_axis)  # type: ignore[no-untyped-call]
+        return combined if rescale is None else _rescaled(combined, spread, rescale)
 
     sample = jnp.concatenate([latents, cond.extra], axis=-1)
     by_guidance = (cond.context, cond.added, cond.timestep_condition, [control.scale for control in controls])
@@ -445,9 +456,9 @@ def _predict(
     return combined
 
 
-def _rescaled(guided: Array, prompted: Array, share: Array) -> Array:
+def _rescaled(guided: Array, wanted: Array, share: Array) -> Array:
     """Bring a guided output's spread back to the prompted one's (Lin et al. 2023, arXiv 2305.08891, eq. 15 and 16)."""
-    spread, wanted = (x.std((1, 2, 3), keepdims=True) for x in (guided, prompted))
+    spread = guided.std((1, 2, 3), keepdims=True)
     factor = 1 + _wide(share) * (wanted / jnp.maximum(spread, 1e-30) - 1)
     return factor * guided
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 from jax.typing import ArrayLike, DTypeLike
 from PIL import Image
 from typing_extensions import Unpack
@@ -31,6 +32,7 @@ from sdjax.generation import (
     Table,
     Text,
     Tokens,
+    batch_axes,
     decode,
     denoise,
     encode,
@@ -43,6 +45,7 @@ from sdjax.loading import Checkpoint, load, lora_merger, save_folder
 from sdjax.models import Definition, Params
 from sdjax.preparing import prepare, with_controlnets
 from sdjax.requests import ControlInput, Request, Settings, resolve
+from sdjax.sharding import by_rows, check_mesh, guidance_axis, placer
 from sdjax.variants import BUNDLED, VARIANTS
 
 __all__ = [
@@ -73,8 +76,10 @@ STEPS, GUIDANCE_SCALE = 20, 7.5
 REPORTS_EVERY = 0.2
 """Seconds between two reports of progress, about: the compiled loop is not left more often than that."""
 
-_denoise = jax.jit(denoise, static_argnums=0, donate_argnums=3)
-_decode = jax.jit(decode, static_argnums=(0, 3))
+_denoise = by_rows(
+    denoise, lambda *batch: tuple(batch_axes(Batch(*batch))), static_argnames=("guidance_axis",), donated=(1,)
+)
+_decode = by_rows(decode, lambda _: (0,), static_argnames=("tile",))
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,7 @@ class Pipeline:
         model: str | Path | None = None,
         *,
         dtype: DTypeLike | None = None,
+        mesh: Mesh | None = None,
         variant: str | None = None,
         revision: str | None = None,
         local_files_only: bool = False,
@@ -132,6 +138,7 @@ class Pipeline:
             model: None for the bundled model, a name of `sdjax models`, the id of a repository on the hub, a folder in
                 diffusers layout, or a .safetensors file in the original layout.
             dtype: of parameters and arithmetic: float32, bfloat16 or float16. None is float32 on a CPU, else bfloat16.
+            mesh: devices to draw on together, as `sdjax.sharding.make_mesh` arranges them; None is one device.
             variant: of the weight files, such as "fp16"; None takes those without.
             revision: a branch, tag or commit of a repository.
             local_files_only: ask no network.
@@ -140,6 +147,7 @@ class Pipeline:
 
         Raises:
             CheckpointError: it can't be found or read; the message says what is missing.
+            RequestError: an argument isn't one of those.
         """
         named = VARIANTS.get(BUNDLED if model is None else str(model))
         known = named or next((row for row in VARIANTS.values() if row.source == str(model)), None)
@@ -151,6 +159,7 @@ class Pipeline:
             revision=revision,
             local_files_only=local_files_only,
             prediction_type=prediction_type,
+            place=None if mesh is None else placer(check_mesh(mesh)),
         )
         name = BUNDLED if model is None else str(model)
         if known is None:
@@ -337,8 +346,9 @@ class Pipeline:
         Returns:
             The state after it.
         """
-        state: Array = _denoise(*self._model(request), batch.cond, batch.state, batch.table, start, stop)
-        return state
+        axis = guidance_axis(self.params, len(batch.cond.weights))
+        bounds = np.asarray(start), np.asarray(stop)
+        return _denoise(*self._model(request), batch.cond, batch.state, batch.table, *bounds, guidance_axis=axis)
 
     def finish(self, request: Request, latents: ArrayLike) -> list[Image.Image]:
         """Decode a request's final latents, one row a picture, and paste what its mask repaints into the input.
@@ -350,7 +360,7 @@ class Pipeline:
 
     def _pictures(self, request: Request, latents: ArrayLike) -> list[Any]:
         decoded = np.asarray(
-            _finite(_decode(self.definition, self.params, _finite(latents, request), request.tile), request)
+            _finite(_decode(self.definition, self.params, _finite(latents, request), tile=request.tile), request)
         )
         if not request.canvases:
             return list(decoded)

@@ -32,9 +32,12 @@ from sdjax.loading import Checkpoint, load_controlnet
 from sdjax.models import AddedConditioning, Definition, Params, timestep_embedding
 from sdjax.prompts import text_inputs
 from sdjax.requests import Request, Steering
+from sdjax.sharding import SHARED, alike, by_rows, mesh_of, placer
 
-_encode_prompt = jax.jit(encode_prompt, static_argnums=0)
-_encode = jax.jit(encode, static_argnums=(0, 3))
+_encode_prompt = by_rows(
+    encode_prompt, lambda tokens, vectors, skipped: (alike(1, tokens), alike(SHARED, vectors), 1), out_axis=1
+)
+_encode = by_rows(encode, lambda _: (0,), static_argnames=("tile",))
 _start_noise = jax.jit(partial(draw_noise, index=START_NOISE), static_argnames="shape")
 
 
@@ -48,8 +51,9 @@ def with_controlnets(definition: Definition, params: Params, controls: Sequence[
     if not controls:
         return definition, params
     named, trees = [], {}
+    place = placer(mesh_of(params))
     for i, control in enumerate(controls):
-        net, weights, config = load_controlnet(control.model, dtype=definition.dtype)
+        net, weights, config = load_controlnet(control.model, dtype=definition.dtype, place=place)
         unet = definition.unet_config
         for field in ("block_out_channels", "layers_per_block", "cross_attention_dim"):
             ours, theirs = getattr(unet, field), getattr(config.unet, field)
@@ -97,7 +101,7 @@ def _pictures(definition: Definition, params: Params, request: Request, noise: A
     if not request.canvases:
         return Known(everything, nothing, nothing), unseen, nothing
     pixels = np.stack([entry.pixels for entry in request.canvases]).astype(np.float32) / 255
-    latents = _encode(definition, params, pixels, request.tile)
+    latents = _encode(definition, params, pixels, tile=request.tile)
     if not request.repaints:
         return Known(everything, nothing, nothing), unseen, latents
     masks = np.stack([entry.mask for entry in request.canvases])
@@ -105,7 +109,8 @@ def _pictures(definition: Definition, params: Params, request: Request, noise: A
     if inpaints:
         # These UNets were trained on pictures greyed out under masks of zeros and ones.
         hard = (masks >= 0.5).astype(np.float32)
-        seen = _encode(definition, params, np.where(hard[..., None] > 0, np.float32(0.5), pixels), request.tile)
+        grey = np.where(hard[..., None] > 0, np.float32(0.5), pixels)
+        seen = _encode(definition, params, grey, tile=request.tile)
         extra = jnp.asarray(np.concatenate([_latent_masks(hard, factor), seen], axis=-1))
         return Known(everything, nothing, nothing), extra, latents
     return Known(jnp.asarray(_latent_masks(masks, factor)), latents, noise), unseen, latents

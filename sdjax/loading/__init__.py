@@ -17,6 +17,7 @@ from sdjax.loading.single_file import read_file
 from sdjax.loading.source import cached, locate
 from sdjax.loading.textual_inversion import Embedding, load_embedding
 from sdjax.loading.tokenizer import ClipTokenizer
+from sdjax.loading.weights import Place
 from sdjax.schedulers.config import PredictionType
 
 __all__ = [
@@ -44,6 +45,7 @@ def load(
     revision: str | None = None,
     local_files_only: bool = False,
     prediction_type: str | None = None,
+    place: Place | None = None,
 ) -> Checkpoint:
     """Load a folder in diffusers layout, a file in the original layout, or a repository on the hub.
 
@@ -55,6 +57,7 @@ def load(
         local_files_only: ask no network.
         prediction_type: what the network predicts: "epsilon", "v_prediction" or "sample", over all that the checkpoint
             says; None goes by the folder's scheduler config, and in a file by the rules of `single_file`.
+        place: puts a parameter, by its path in the whole, on its device or devices; the default device without it.
 
     Raises:
         CheckpointError: with what is missing or does not fit.
@@ -65,7 +68,7 @@ def load(
         raise RequestError(f"prediction_type must be {allowed} or None, not {prediction_type!r}")
     path = locate(source, variant=variant, revision=revision, local_files_only=local_files_only)
     if path.is_dir():
-        return assemble(read_folder(path, variant=variant, prediction_type=prediction_type), dtype=dtype)
+        return assemble(read_folder(path, variant=variant, prediction_type=prediction_type), dtype=dtype, place=place)
     if variant is not None:
         raise CheckpointError(f"{path} is one file, and variant={variant!r} picks among those of a folder")
-    return assemble(read_file(path, prediction_type=prediction_type), dtype=dtype)
+    return assemble(read_file(path, prediction_type=prediction_type), dtype=dtype, place=place)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from sdjax.errors import CheckpointError
 from sdjax.loading.tokenizer import ClipTokenizer
-from sdjax.loading.weights import LeafPath, Tensor, fill
+from sdjax.loading.weights import LeafPath, Place, Tensor, fill
 from sdjax.models import VAE, CLIPText, CLIPTextConfig, Definition, Params, UNet, UNetConfig, VAEConfig, define
 from sdjax.schedulers import SchedulerConfig
 
@@ -49,16 +50,14 @@ class Checkpoint:
     configs: Mapping[str, Mapping[str, Any]]
 
 
-def assemble(
-    parts: Parts, *, dtype: DTypeLike, place: Callable[[LeafPath, NDArray[Any]], Any] | None = None
-) -> Checkpoint:
+def assemble(parts: Parts, *, dtype: DTypeLike, place: Place | None = None) -> Checkpoint:
     """Define every model, then read its parameters one tensor at a time.
 
     Args:
         parts: what a folder or a file holds.
         dtype: of parameters and arithmetic. In float16 an autoencoder that its config calls fragile (`force_upcast`)
             stays in float32, both ways.
-        place: puts a leaf on its device or devices; the default device without it.
+        place: puts a leaf, by its path in the whole, on its device or devices; the default device without it.
 
     Raises:
         CheckpointError: a config, tensor or tokenizer does not fit; it is named.
@@ -89,7 +88,8 @@ def assemble(
     definitions, params = {}, {}
     for name, (model, config, arithmetic) in models.items():
         definitions[name], shapes = define(model, config, dtype=arithmetic, param_dtype=arithmetic)
-        params[name] = fill(shapes, parts.tensors[name], component=f"{parts.source}: {name}", place=place)
+        in_model = partial(_in_model, place, name)
+        params[name] = fill(shapes, parts.tensors[name], component=f"{parts.source}: {name}", place=in_model)
     definition = Definition(
         unet=definitions["unet"],
         vae=definitions["vae"],
@@ -106,6 +106,10 @@ def assemble(
         scheduler=_config(parts, "scheduler", SchedulerConfig.from_dict),
         configs=parts.configs,
     )
+
+
+def _in_model(place: Place, name: str, path: LeafPath, array: NDArray[Any]) -> Any:
+    return place((name, *path), array)
 
 
 def _config(parts: Parts, name: str, read: Callable[[Mapping[str, Any]], Config]) -> Config:

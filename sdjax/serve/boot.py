@@ -38,15 +38,28 @@ def load(settings: Settings, store: Store, worker: Worker) -> None:
 
     from sdjax import Pipeline
     from sdjax.serve.engine import GenerationEngine
+    from sdjax.serve.programs import default_batch_sizes
+    from sdjax.sharding import make_mesh
     from sdjax.terminal import keep_compiled_programs
 
     keep_compiled_programs()
+    count = len(jax.devices()) if settings.devices == "all" else settings.devices
     pipe = Pipeline.from_pretrained(
-        _source(settings), dtype=settings.dtype, variant=settings.variant, revision=settings.revision
+        _source(settings),
+        dtype=settings.dtype,
+        mesh=make_mesh(count) if count > 1 else None,
+        variant=settings.variant,
+        revision=settings.revision,
     )
     worker.device = jax.devices()[0].platform
     worker.model = served_model(pipe, settings.sd_version)
-    engine = GenerationEngine(pipe, store, name=settings.worker_id, slots=settings.slots)
+    engine = GenerationEngine(
+        pipe,
+        store,
+        name=settings.worker_id,
+        slots=settings.slots * count,
+        batch_sizes=[size * count for size in default_batch_sizes()],
+    )
     engine.start()
     worker.engine = engine
     while not engine.ready.wait(LOOK_EVERY):

@@ -76,6 +76,9 @@ class Settings(BaseSettings):
     revision: str | None = Field(None, description="A branch, tag or commit of a hub repository.")
     variant: str | None = Field(None, description="Of the weight files, such as fp16.")
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(None, description="Of parameters and arithmetic.")
+    devices: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
+        1, description="Devices that share the pictures, the first so many, or all."
+    )
     data_dir: Path = Field(
         default_factory=partial(user_data_path, "sdjax"), description="Folder of the jobs and their pictures."
     )
@@ -87,7 +90,7 @@ class Settings(BaseSettings):
     cors_origin: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)] = Field(
         (), description="A web page's origin that may call us; may be repeated."
     )
-    slots: int = Field(8, ge=1, le=256, description="Pictures that are drawn at once.")
+    slots: int = Field(8, ge=1, le=256, description="Pictures that each device draws at once.")
     queue_limit: int = Field(100, ge=1, description="Jobs that may wait.")
     key_limit: int | None = Field(None, ge=1, description="Unfinished jobs that one key may have.")
     max_body: int = Field(32 * 2**20, ge=1024, description="Bytes of a request's body.")
