@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 import sdjax
+from sdjax.errors import RequestError
 from sdjax.serve.server import CLOSING_SECONDS, TEARDOWN_SECONDS
 from sdjax.serve.settings import load_settings
 from sdjax.serve.sqlite import SqliteStore
@@ -75,6 +76,17 @@ def test_every_setting_of_the_file_is_one(monkeypatch):
     settings = load_settings({})
     assert (settings.devices, settings.drain, settings.log_json) == ("all", 120, True)
     assert all(name.removeprefix("SDJAX_").lower() in type(settings).model_fields for name in given)
+
+
+@pytest.mark.parametrize(("given", "devices"), [({}, 1), ({"devices": "4"}, 4), ({"devices": "all"}, "all")])
+def test_devices_are_a_number_or_all(given, devices):
+    assert load_settings(given).devices == devices
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "some", "1.5"])
+def test_another_word_for_devices_is_refused(given):
+    with pytest.raises(RequestError, match="--devices"):
+        load_settings({"devices": given})
 
 
 def test_a_script_that_is_called_wrongly_says_how(tmp_path):
