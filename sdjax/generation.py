@@ -311,6 +311,16 @@ class Batch(NamedTuple):
     stop: Array
 
 
+def join(batches: Sequence["Batch"]) -> "Batch":
+    """Put batches of equal structure one behind the other: the rows of the first come first."""
+
+    def joined(axis: int, *parts: ArrayLike) -> Array:
+        return jnp.concatenate([jnp.asarray(part) for part in parts], axis)
+
+    whole: Batch = jax.tree.map(joined, _batch_axes(batches[0]), *batches)
+    return whole
+
+
 def _batch_axes(batch: Batch) -> Batch:
     """Which axis of each array counts the rows of the batch: the one after guidance, where there is guidance."""
     axes = jax.tree.map(lambda _: 0, batch)
@@ -411,7 +421,7 @@ def _predict(
         return x.reshape(guidance * x.shape[1], *x.shape[2:])
 
     def call(rows: Any) -> Array:
-        sample, timesteps, hints, by_guidance = rows
+        sample, timesteps, hints, rescale, weights, by_guidance = rows
         sample, timesteps, hints = jax.tree.map(
             lambda x: merged(jnp.broadcast_to(x, (guidance, *x.shape))), (sample, timesteps, hints)
         )
@@ -422,15 +432,17 @@ def _predict(
             said = [_wide(scale * falloff[:, k]) * x for k, x in enumerate(said)]
             residuals = said if residuals is None else [a + b for a, b in zip(residuals, said, strict=True)]
         output: Array = unet(sample, timesteps, context, added, condition, residuals)
-        return output.reshape(guidance, -1, *output.shape[1:]).swapaxes(0, 1)
+        output = output.reshape(guidance, -1, *output.shape[1:]).astype(jnp.float32)
+        combined: Array = (_wide(weights.swapaxes(0, 1)) * output).sum(0)
+        return combined if rescale is None else _rescaled(combined, output[-1], rescale)
 
     sample = jnp.concatenate([latents, cond.extra], axis=-1)
     by_guidance = (cond.context, cond.added, cond.timestep_condition, [control.scale for control in controls])
     by_guidance = jax.tree.map(lambda x: x.swapaxes(0, 1), by_guidance)
     hints = [(control.hint, control.falloff) for control in controls]
-    output: Array = _by_row(call, (sample, timesteps, hints, by_guidance)).astype(jnp.float32)
-    combined: Array = (_wide(cond.weights.swapaxes(0, 1)) * output).sum(1)
-    return combined if cond.rescale is None else _rescaled(combined, output[:, -1], cond.rescale)
+    weights = cond.weights.swapaxes(0, 1)
+    combined: Array = _by_row(call, (sample, timesteps, hints, cond.rescale, weights, by_guidance))
+    return combined
 
 
 def _rescaled(guided: Array, prompted: Array, share: Array) -> Array:

@@ -12,6 +12,11 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 State: TypeAlias = Literal["queued", "running", "complete", "error", "cancelled"]
 FINAL: frozenset[State] = frozenset({"complete", "error", "cancelled"})
 
+ATTEMPTS = 2
+"""Leases that a job may lose to processes that die; a job that takes down two isn't given a third."""
+POSITIONS_TOLD = 10
+"""So many of the first in the queue hear of each move; a job far behind would fill its story with numbers."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -52,7 +57,9 @@ class Lease(NamedTuple):
 
 
 class Event(NamedTuple):
-    """One entry of a job's story; `id` counts from 1 within the job, without gaps."""
+    """One entry of a job's story; `id` counts from 1 within the job, without gaps, and `data` repeats the name as
+    `type`, as clients are sent it.
+    """
 
     id: int
     name: str
@@ -90,6 +97,7 @@ class Store(Protocol):
         """Accept a job, or return the one that this owner's idempotency key was first used for.
 
         Raises:
+            ValueError: a blob's name is not the SHA-256 of its bytes.
             QueueFullError: `queue_limit` jobs wait, or this owner has `owner_limit` that are not final.
         """
 
@@ -118,8 +126,8 @@ class Store(Protocol):
     def cancel(self, job_id: str) -> Job | None:
         """End a job with the event `cancelled`, unless it is final; None where there is no such job."""
 
-    def events(self, job_id: str, after: int = 0) -> list[Event]:
-        """The story after event `after`."""
+    def events(self, job_id: str, after: int = 0, limit: int | None = None) -> list[Event]:
+        """The story after event `after`, no more than `limit` of it: previews are large."""
 
     def job(self, job_id: str) -> Job | None:
         """One job."""
@@ -131,7 +139,11 @@ class Store(Protocol):
         """A picture's format and bytes."""
 
     def blob(self, digest: str) -> bytes:
-        """Bytes that came with a request, by their SHA-256."""
+        """Bytes that came with a request, by their SHA-256.
+
+        Raises:
+            KeyError: no job has them.
+        """
 
     def position(self, job_id: str) -> int | None:
         """How many queued jobs are before this one, plus one; None when it does not wait."""
