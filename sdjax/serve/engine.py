@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -88,7 +89,7 @@ class GenerationEngine:
         self.error: Exception | None = None
         self._name = name or f"{socket.gethostname()}:{os.getpid()}"
         native = pipe.definition.unet_config.sample_size * pipe.definition.vae_config.factor
-        self._sizes = tuple(sizes or [(native, native)])
+        self._sizes = ((native, native),) if sizes is None else tuple(sizes)
         self._lease_seconds = lease_seconds
         self._programs = Programs(pipe, batch_sizes or default_batch_sizes())
         self._projection: Projection | None = None
@@ -103,6 +104,7 @@ class GenerationEngine:
         self._finishing: set[str] = set()
         self._compiling: set[Key] = set()
         self._blocked: Blocked | None = None
+        self._alone = False
         self._told_at = 0.0
         self._moved_at = time.monotonic()
         self._slices = self._compiles = 0
@@ -187,13 +189,14 @@ class GenerationEngine:
                 self._programs.compile(drawing.key(row, ()), row, size)
                 self._moved_at = time.monotonic()
             if self._projection is None:
-                self._projection = projection(self.pipe, row)
+                with suppress(NotFiniteError):  # said of each picture, when there is one
+                    self._projection = projection(self.pipe, row)
 
     def _is_drained(self, until: float) -> bool:
         """Give back what hasn't begun; True when the rest is done, or out of time."""
         for work in [work for work in self._works.values() if not work.began]:
+            self._leases.give_back(work.lease)
             self._forget(work.job.id, "released")
-            self.store.release(work.job.id, work.lease.fence)
         return not self._works or time.monotonic() > until
 
     def _turn(self) -> None:
@@ -219,8 +222,15 @@ class GenerationEngine:
             self._inbox.get_nowait()()
 
     def _lease(self) -> None:
-        """Fill free slots from the queue."""
+        """Fill free slots from the queue.
+
+        A job that was drawn by a process that died is suspected of its death, and drawn alone: should the process die
+        again, no other job is blamed for it.
+        """
         while self._taken() < self.slots and len(self._finishing) <= self.slots:
+            if self._alone and (self._works or self._finishing):
+                return
+            self._alone = False
             waiting = list(self.store.waiting())
             running = {work.job.bucket for work in self._works.values()}
             bucket, self._blocked = admit(waiting, running, self._blocked, time.monotonic())
@@ -231,6 +241,10 @@ class GenerationEngine:
             if lease is None:
                 return
             job = lease.job
+            self._alone = job.attempts > 1
+            if self._alone and (self._works or self._finishing):
+                self._leases.give_back(lease)
+                return
             work = Work(lease, job.request.get("num_images") or 1)
             work.seconds["queued"] = (job.started or job.created) - job.created
             self._works[job.id] = work
