@@ -159,8 +159,9 @@ def _feathered(mask: NDArray[np.float32], radius: float) -> NDArray[np.float32]:
     """Fade towards the inside of the border, so that nothing outside the mask is touched."""
     if radius <= 0:
         return mask
-    blurred = np.asarray(Image.fromarray(mask).convert("F").filter(ImageFilter.BoxBlur(radius)), np.float32)
-    return mask * np.clip(2 * blurred - 1, 0, 1)
+    levels = Image.fromarray(np.round(mask * 255).astype(np.uint8)).filter(ImageFilter.BoxBlur(radius))
+    faded: NDArray[np.float32] = mask * np.clip(np.asarray(levels, np.float32) / np.float32(127.5) - 1, 0, 1)
+    return faded
 
 
 def _covered(pixels: Pixels, size: Size, resampling: Image.Resampling) -> Pixels:

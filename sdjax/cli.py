@@ -8,19 +8,16 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from sdjax.errors import RequestError, SdjaxError
+from sdjax.terminal import keep_compiled_programs, show, stages
 
 if TYPE_CHECKING:
-    from PIL import Image
-    from rich.console import Console
-
-    from sdjax import Output, Pipeline
+    from sdjax import Output
 
 FAILURE, USAGE, INTERRUPTED = 1, 2, 130
 
@@ -39,9 +36,14 @@ def main() -> NoReturn:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            app(standalone_mode=False)
+            # Releases of the command-line library differ in whether an interrupt comes out as a code or is raised.
+            if app(standalone_mode=False) == INTERRUPTED:
+                raise KeyboardInterrupt
     except (KeyboardInterrupt, typer.Abort):
-        _quit("interrupted", INTERRUPTED)
+        print("sdjax: interrupted", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        # The compiled loop goes on in threads that an orderly end of the interpreter would pull the ground from under.
+        os._exit(INTERRUPTED)
     except typer.Exit as stop:
         raise SystemExit(stop.exit_code) from None
     except RequestError as error:
@@ -76,11 +78,30 @@ def generate(
     guidance: Annotated[
         float | None, typer.Option(help="How closely to follow the prompt; up to 1: not at all.")
     ] = None,
+    rescale: Annotated[float, typer.Option(help="0 to 1: how much of the contrast that guidance adds to undo.")] = 0.0,
     sampler: Annotated[str | None, typer.Option(help="ddim, euler, dpmpp_2m, unipc, ...")] = None,
     schedule: Annotated[str | None, typer.Option(help="karras, exponential, beta or ays.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the first picture; the next ones follow.")] = None,
     size: Annotated[str | None, typer.Option(help="In pixels: 512, or 512x768 (width x height).")] = None,
     num: Annotated[int, typer.Option(help="Pictures of each prompt.")] = 1,
+    image: Annotated[Path | None, typer.Option(help="A picture to start from.")] = None,
+    strength: Annotated[float, typer.Option(help="How much of it to paint anew, 0 to 1.")] = 0.8,
+    mask: Annotated[Path | None, typer.Option(help="A picture, white where --image is to be repainted.")] = None,
+    feather: Annotated[float, typer.Option(help="Pixels over which the repainted part fades in.")] = 0.0,
+    mask_padding: Annotated[
+        int | None, typer.Option(help="Work on the masked part alone, with this many pixels around it.")
+    ] = None,
+    lora: Annotated[
+        list[str] | None, typer.Option(metavar="FILE[:WEIGHT]", help="An adapter; may be given several times.")
+    ] = None,
+    control: Annotated[
+        list[str] | None, typer.Option(metavar="FOLDER:IMAGE[:SCALE]", help="A ControlNet and what it is to see.")
+    ] = None,
+    embedding: Annotated[
+        list[str] | None, typer.Option(metavar="FILE[:WORD]", help="A learned word (textual inversion).")
+    ] = None,
+    clip_skip: Annotated[int | None, typer.Option(help="Layers of the text encoder to leave out.")] = None,
+    chunk: Annotated[bool, typer.Option("--chunk", help="Read long prompts in chunks, uncut.")] = False,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
     variant: Annotated[str | None, typer.Option(help="Of the weight files, such as fp16.")] = None,
     revision: Annotated[str | None, typer.Option(help="A branch, tag or commit of a hub repository.")] = None,
@@ -95,40 +116,53 @@ def generate(
     width, height = _size(size)
     _check_model(model)
     paths = _paths(output, len(wanted) * num)
-    with _stages(quiet) as stages:
-        stages("loading")
-        _keep_compiled_programs()
+    from sdjax.images import open_picture
+
+    with stages(quiet) as stage:
+        stage("loading")
+        settings = {
+            "steps": steps,
+            "guidance_scale": guidance,
+            "guidance_rescale": rescale,
+            "sampler": sampler,
+            "schedule": schedule,
+            "width": width,
+            "height": height,
+            "num_images": num,
+            "image": None if image is None else open_picture(image),
+            "strength": strength,
+            "mask": None if mask is None else open_picture(mask),
+            "feather": feather,
+            "padding_mask_crop": mask_padding,
+            "loras": [_with_number(given, 1.0) for given in lora or ()],
+            "control": [_control(given) for given in control or ()],
+            "embeddings": [_with_word(given) for given in embedding or ()],
+            "clip_skip": clip_skip,
+            "long_prompts": "chunk" if chunk else "truncate",
+        }
+        keep_compiled_programs()
         from sdjax import Pipeline
 
         pipe = Pipeline.from_pretrained(
             model, dtype=dtype, variant=variant, revision=revision, local_files_only=offline
         )
-        stages("compiling")
-        began = time.monotonic()
-        out = pipe(
-            wanted,
-            negative,
-            steps=steps,
-            guidance_scale=guidance,
-            sampler=sampler,
-            schedule=schedule,
-            seed=seed,
-            width=width,
-            height=height,
-            num_images=num,
-            progress=stages.steps,
-        )
-        seconds = time.monotonic() - began
-    drawn_prompts = [prompt for prompt in wanted for _ in range(num)]
-    for path, prompt, described in zip(
-        paths, drawn_prompts, _written(pipe, out, paths, drawn_prompts, negative), strict=True
-    ):
-        if as_json:
-            print(json.dumps({"path": str(path), "prompt": prompt, **described, "seconds": round(seconds, 3)}))
-        else:
-            print(path)
-    if not as_json:
-        _show(out.images)
+        # Everything is checked before the first picture is drawn; each is on disk before the next one is begun.
+        seeds = [pipe.resolve(prompt, negative, **{**settings, "seed": seed}).seeds for prompt in wanted]  # type: ignore[arg-type]
+        first = seeds[0][0]
+        stage("compiling")
+        for index, prompt in enumerate(wanted):
+            began = time.monotonic()
+            place = (first + index * num) % 2**64
+            out = pipe(prompt, negative, **{**settings, "seed": place}, progress=stage.steps)  # type: ignore[arg-type]
+            seconds = time.monotonic() - began
+            written = _written(out, paths[index * num :][:num], prompt, negative)
+            for path, described in written:
+                if as_json:
+                    print(json.dumps({"path": str(path), "prompt": prompt, **described, "seconds": round(seconds, 3)}))
+                else:
+                    print(path, flush=True)
+            if not as_json:
+                show(out.images)
 
 
 @app.command()
@@ -225,12 +259,12 @@ def _paths(output: Path, count: int) -> list[Path]:
 
 
 def _written(
-    pipe: "Pipeline", out: "Output", paths: Sequence[Path], prompts: Sequence[str], negative: str | None
-) -> Iterator[dict[str, Any]]:
+    out: "Output", paths: Sequence[Path], prompt: str, negative: str | None
+) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Write each picture whole or not at all, and give the settings it was made with."""
     from sdjax import metadata
 
-    for path, image, seed, prompt in zip(paths, out.images, out.seeds, prompts, strict=True):
+    for path, image, seed in zip(paths, out.images, out.seeds, strict=True):
         settings = {**out.settings, "seed": seed, "size": f"{image.width}x{image.height}"}
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
@@ -238,99 +272,33 @@ def _written(
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
-        yield {"negative_prompt": negative, "seed": seed, **out.settings}
+        yield path, {"negative_prompt": negative, "seed": seed, **out.settings}
 
 
-def _keep_compiled_programs() -> None:
-    """Compile once per machine: programs go to the user's cache folder, unless that can't be written."""
-    import jax
-    from platformdirs import user_cache_path
-
-    folder = Path(os.environ.get("SDJAX_CACHE_DIR") or user_cache_path("sdjax")) / "compiled"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        warnings.warn(f"compiled programs are not kept: {folder}: {error.strerror}", stacklevel=2)
-        return
-    for name, value in (
-        ("jax_compilation_cache_dir", str(folder)),
-        ("jax_persistent_cache_min_compile_time_secs", 0.0),
-        ("jax_persistent_cache_min_entry_size_bytes", -1),
-    ):
-        jax.config.update(name, value)  # type: ignore[no-untyped-call]
+def _with_number(given: str, default: float) -> tuple[str, float]:
+    """Take `FILE:0.8` apart; a file's name may hold colons."""
+    name, colon, tail = given.rpartition(":")
+    if colon:
+        try:
+            return name, float(tail)
+        except ValueError:
+            pass
+    return given, default
 
 
-class _Stages:
-    """What is going on, told on standard error where a person can see it."""
-
-    def __init__(self, console: "Console | None") -> None:
-        self._bar: Any = None
-        if console is not None:
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
-
-            columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
-            self._bar = Progress(*columns, TextColumn("{task.fields[speed]}"), console=console, transient=True)
-            self._task = self._bar.add_task("", total=None, speed="")
-            self._bar.start()
-        self._first: tuple[float, int] | None = None
-
-    def __call__(self, stage: str) -> None:
-        if self._bar is not None:
-            self._bar.update(self._task, description=stage)
-
-    def steps(self, done: int, total: int) -> None:
-        """Show the sampler's progress; its speed is counted from the first slice on, which may have compiled."""
-        if self._bar is None or done == 0:
-            return
-        now = time.monotonic()
-        self._first = self._first or (now, done)
-        began, before = self._first
-        speed = f"{(done - before) / (now - began):.1f} it/s" if done > before else ""
-        stage = "decoding" if done == total else "drawing"
-        self._bar.update(self._task, description=stage, completed=done, total=total, speed=speed)
-
-    def stop(self) -> None:
-        """Take the bar away."""
-        if self._bar is not None:
-            self._bar.stop()
+def _with_word(given: str) -> Any:
+    name, colon, word = given.rpartition(":")
+    return (name, word) if colon and not Path(given).exists() else given
 
 
-@contextmanager
-def _stages(quiet: bool) -> Iterator[_Stages]:
-    console = None
-    if not quiet and sys.stderr.isatty():
-        from rich.console import Console
+def _control(given: str) -> tuple[str, Any, float]:
+    from sdjax.images import open_picture
 
-        console = Console(stderr=True)
-    stages = _Stages(console)
-    try:
-        yield stages
-    finally:
-        stages.stop()
-
-
-def _show(pictures: "Sequence[Image.Image]") -> None:
-    """Show pictures in terminals that have a protocol for it: iTerm2's, which WezTerm speaks too, or kitty's."""
-    if not sys.stdout.isatty():
-        return
-    from sdjax.images import to_png
-
-    is_kitty = "kitty" in os.environ.get("TERM", "") or os.environ.get("TERM_PROGRAM") == "ghostty"
-    if not is_kitty and os.environ.get("TERM_PROGRAM") not in ("iTerm.app", "WezTerm"):
-        return
-    import base64
-
-    for picture in pictures:
-        data = base64.b64encode(to_png(picture)).decode()
-        if is_kitty:
-            parts = [data[i : i + 4096] for i in range(0, len(data), 4096)]
-            for i, part in enumerate(parts):
-                more = int(i < len(parts) - 1)
-                head = f"a=T,f=100,m={more}" if i == 0 else f"m={more}"
-                sys.stdout.write(f"\x1b_G{head};{part}\x1b\\")
-        else:
-            sys.stdout.write(f"\x1b]1337;File=inline=1:{data}\a")
-        sys.stdout.write("\n")
+    rest, scale = _with_number(given, 1.0)
+    folder, colon, picture = rest.rpartition(":")
+    if not colon:
+        raise RequestError(f"--control must be FOLDER:IMAGE or FOLDER:IMAGE:SCALE, not {given!r}")
+    return folder, open_picture(Path(picture)), scale
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

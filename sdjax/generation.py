@@ -5,6 +5,7 @@ differentiated. Batch rows are independent: each has its own prompt, guidance, n
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,14 +15,29 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
-from sdjax.models import AddedConditioning, Definition, Params, bind
+from sdjax.models import AddedConditioning, CLIPText, Definition, Params, bind
 from sdjax.schedulers import HISTORY, Schedule
+from sdjax.tiling import in_tiles
 
 DECODED_AT_ONCE = 2**20
 """Pixels whose decoding may hold memory at one time; a batch beyond it is decoded in turns."""
 
+MOST_RESCALED = 10.0
+"""How far weights may change the scale of a prompt's hidden states, up or down, and have it restored."""
+
 START_NOISE = 2**32 - 1
 """Stands where a step's index would, when the noise that a picture starts from is drawn from its key."""
+
+
+class Tokens(NamedTuple):
+    """Prompts for one text encoder, in chunks of its length.
+
+    ids: (..., chunks, length) int32, with an end token in every chunk.
+    weights: (..., chunks, length) float32, how much each token counts; 1 is plain.
+    """
+
+    ids: Array | NDArray[np.int32]
+    weights: Array | NDArray[np.float32]
 
 
 class Text(NamedTuple):
@@ -87,7 +103,8 @@ class Conditioning(NamedTuple):
 class Table(NamedTuple):
     """The part of a `Schedule` that the loop reads, float32, with a leading batch axis and padded rows.
 
-    `signal` and `noise` are the level that a row leads to.
+    `signal` and `noise` are the level that a row leads to; after the last the latents are taken as clean, even where a
+    model's own last level is not quite (`set_alpha_to_one` false).
     """
 
     timesteps: ArrayLike
@@ -99,28 +116,73 @@ class Table(NamedTuple):
     noise: ArrayLike
 
 
-def encode_prompt(definition: Definition, params: Params, token_ids: Sequence[ArrayLike]) -> Text:
+def encode_prompt(
+    definition: Definition,
+    params: Params,
+    tokens: Sequence[Tokens],
+    vectors: Sequence[ArrayLike] | None = None,
+    clip_skip: ArrayLike = 0,
+) -> Text:
     """Encode token ids.
 
     Args:
         definition: static.
         params: of the whole checkpoint.
-        token_ids: for each text encoder (..., tokens) int32, with an end token in every row.
+        tokens: for each text encoder; `sdjax.prompts` makes them.
+        vectors: for each text encoder (rows, width): the learned words that ids beyond the vocabulary stand for.
+        clip_skip: (...) int32, or one for all: layers to leave out at the end, counted as diffusers counts (1 is
+            AUTOMATIC1111's 2), less than the encoder has. Out of range it would be clamped without a word.
 
     Returns:
-        SD 1 and 2: the last hidden state, normalised. SDXL: the penultimate states of all encoders, side by side and
-        not normalised, and the last encoder's pooled vector.
+        The context of a prompt's chunks, one after the other: (..., chunks * length, channels). SD 1 and 2: the last
+        hidden state that is not left out, normalised. SDXL: the one before it, of all encoders side by side and not
+        normalised, and the last encoder's pooled vector of the first chunk, which `clip_skip` and weights leave alone.
     """
     states, pooled = [], None
     with _precision(definition):
-        for (name, encoder), ids in zip(definition.text_encoders, token_ids, strict=True):
-            ids = jnp.asarray(ids)
-            model = bind(encoder, params[name])
-            encoding = _by_row(model, ids.reshape(-1, ids.shape[-1]))
-            hidden = encoding.hidden_states[-2] if definition.is_xl else model.final_norm(encoding.hidden_states[-1])
-            states.append(hidden.reshape(*ids.shape, -1))
-            pooled = encoding.pooled.reshape(*ids.shape[:-1], -1)
+        for i, ((name, encoder), given) in enumerate(zip(definition.text_encoders, tokens, strict=True)):
+            ids, weights = jnp.asarray(given.ids), jnp.asarray(given.weights)
+            *prompts, chunks, length = ids.shape
+            skipped = jnp.broadcast_to(jnp.asarray(clip_skip, jnp.int32)[..., None], (*prompts, chunks))
+            learned = None if vectors is None else jnp.asarray(vectors[i])
+            read = partial(_read_chunks, bind(encoder, params[name]), learned, definition.is_xl)
+            hidden, at_end = _by_row(read, (ids.reshape(-1, length), weights.reshape(-1, length), skipped.reshape(-1)))
+            states.append(hidden.reshape(*prompts, chunks * length, -1))
+            pooled = at_end.reshape(*prompts, chunks, -1)[..., 0, :]
     return Text(jnp.concatenate(states, axis=-1), pooled if definition.is_xl else None)
+
+
+def _read_chunks(
+    model: CLIPText, vectors: Array | None, is_xl: bool, rows: tuple[Array, Array, Array]
+) -> tuple[Array, Array]:
+    """Encode chunks, (batch, length) ids and weights and (batch,) `clip_skip`: weighted states, and pooled vectors."""
+    ids, weights, clip_skip = rows
+    encoding = model(ids, vectors)
+    states = jnp.stack(encoding.hidden_states)
+    chosen = states[len(states) - 1 - is_xl - clip_skip, jnp.arange(len(ids))]
+    return _weigh(chosen if is_xl else model.final_norm(chosen), weights), encoding.pooled
+
+
+def _weigh(hidden: Array, weights: Array) -> Array:
+    """Multiply hidden states by the weights of their tokens, then scale them so that their mean is as before.
+
+    As AUTOMATIC1111 does, for each chunk of each encoder by itself (its mean is over all chunks of a batch, which would
+    tie a picture to its mates). Left out is the scaling where there is no mean to speak of: one below a thousandth of
+    the root mean square, of another sign than before, or more than `MOST_RESCALED` times it. There it would
+    multiply a picture by noise, up to infinity.
+
+    Args:
+        hidden: (chunks, tokens, channels).
+        weights: (chunks, tokens) float32. Where all of a chunk's are 1, its states stay what they are to the bit.
+    """
+    states = hidden.astype(jnp.float32)
+    weighted = states * weights[..., None]
+    before, after = (x.mean(axis=(1, 2), keepdims=True) for x in (states, weighted))
+    size = jnp.sqrt(jnp.square(states).mean(axis=(1, 2), keepdims=True))
+    ratio = before / jnp.where(after == 0, 1, after)
+    sound = (jnp.abs(before) > 1e-3 * size) & (ratio >= 1 / MOST_RESCALED) & (ratio <= MOST_RESCALED)
+    plain = (weights == 1).all(axis=1)[:, None, None]
+    return (weighted * jnp.where(sound & ~plain, ratio, 1)).astype(hidden.dtype)
 
 
 def denoise(
@@ -182,13 +244,14 @@ def denoise(
     return end_state
 
 
-def encode(definition: Definition, params: Params, pictures: ArrayLike) -> Array:
+def encode(definition: Definition, params: Params, pictures: ArrayLike, tile: int | None = None) -> Array:
     """Turn pictures into latents: the mean of what the autoencoder says, as many at once as memory allows.
 
     Args:
         definition: static.
         params: of the whole checkpoint.
         pictures: (batch, height, width, 3) in 0..1, sides multiples of f.
+        tile: side, in latents, of the tiles that are encoded one after another; None encodes a picture whole.
 
     Returns:
         (batch, height / f, width / f, channels) float32, scaled as the denoiser has them.
@@ -198,17 +261,20 @@ def encode(definition: Definition, params: Params, pictures: ArrayLike) -> Array
     at_once = max(1, DECODED_AT_ONCE // (pictures.shape[1] * pictures.shape[2]))
     with _precision(definition):
         vae = bind(definition.vae, params["vae"])
-        means: Array = _by_row(lambda x: vae.encode(x).mean, pictures, at_once)
+        means: Array = _by_row(in_tiles(lambda x: vae.encode(x).mean, tile, config.factor, 1), pictures, at_once)
     return means * config.scaling_factor
 
 
-def decode(definition: Definition, params: Params, latents: ArrayLike) -> Array:
+def decode(definition: Definition, params: Params, latents: ArrayLike, tile: int | None = None) -> Array:
     """Turn latents into pictures, as many at once as a fixed bound on memory allows.
 
     Args:
         definition: static.
         params: of the whole checkpoint.
         latents: (batch, height, width, channels), scaled as the denoiser has them.
+        tile: side, in latents, of the tiles that are decoded one after another, overlapping by a quarter and blended;
+            memory stops growing with the picture there. An autoencoder's norms look at a whole picture, so tiles differ
+            a little from it. None decodes a picture whole.
 
     Returns:
         (batch, height * f, width * f, 3) float32 in 0..1; NaN where the latents are.
@@ -217,7 +283,8 @@ def decode(definition: Definition, params: Params, latents: ArrayLike) -> Array:
     latents = jnp.asarray(latents, jnp.float32) / config.scaling_factor
     at_once = max(1, DECODED_AT_ONCE // (latents.shape[1] * latents.shape[2] * config.factor**2))
     with _precision(definition):
-        pictures = _by_row(bind(definition.vae, params["vae"]).decode, latents, at_once)
+        vae = bind(definition.vae, params["vae"])
+        pictures = _by_row(in_tiles(vae.decode, tile, 1, config.factor), latents, at_once)
     return jnp.clip(pictures / 2 + 0.5, 0.0, 1.0)
 
 
@@ -299,7 +366,11 @@ def stack_tables(schedules: Sequence[Schedule], rows: int) -> Table:
         padded = [np.pad(part, [(0, rows - len(part))] + [(0, 0)] * (part.ndim - 1)) for part in parts]
         return np.stack(padded).astype(np.float32)
 
-    return Table(*(column(name) for name in Table._fields))
+    stacked = {name: column(name) for name in Table._fields}
+    for row, schedule in enumerate(schedules):
+        last = len(schedule.step) - 1
+        stacked["signal"][row, last], stacked["noise"][row, last] = 1, 0
+    return Table(**stacked)
 
 
 def start_state(scale: ArrayLike, noise: ArrayLike, latents: ArrayLike = 0.0) -> Array:

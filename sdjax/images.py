@@ -5,6 +5,7 @@ import html
 import io
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,6 +16,22 @@ from sdjax.errors import RequestError
 
 Pixels: TypeAlias = NDArray[np.uint8]
 """(height, width, 3), red, green and blue of 0..255."""
+
+
+def open_picture(file: Path) -> Image.Image:
+    """Read a picture from a file.
+
+    Raises:
+        RequestError: there is none, or it can't be read.
+    """
+    try:
+        with Image.open(file) as picture:
+            picture.load()
+            return picture
+    except FileNotFoundError as error:
+        raise RequestError(f"there is no file {str(file)!r}") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise RequestError(f"{str(file)!r} is not a picture that can be read: {error}") from error
 
 
 def to_rgb(picture: Image.Image | ArrayLike, *, name: str = "image") -> Pixels:

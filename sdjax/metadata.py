@@ -26,6 +26,11 @@ LABELS: Mapping[str, str] = MappingProxyType(
         "CFG scale": "guidance_scale",
         "Seed": "seed",
         "Size": "size",
+        "Denoising strength": "strength",
+        "Loras": "loras",
+        "Clip skip": "clip_skip",
+        "Long prompts": "long_prompts",
+        "Embeddings": "embeddings",
         "Model": "model",
     }
 )
@@ -44,7 +49,8 @@ def to_text(prompt: str, negative_prompt: str | None, settings: Mapping[str, Any
         negative_prompt: likewise; None writes no line.
         settings: by the values of `LABELS`; what is None is left out.
     """
-    entries = [(label, settings.get(name)) for label, name in LABELS.items()]
+    written = _as_others_count(settings)
+    entries = [(label, written.get(name)) for label, name in LABELS.items()]
     line = ", ".join(f"{label}: {_quoted(value)}" for label, value in entries if value is not None)
     # A negative prompt of several lines, or a prompt with a line like a negative prompt's, would not read back.
     parts = (
@@ -65,10 +71,23 @@ def from_text(text: str) -> dict[str, Any]:
     found = next((i for i, line in enumerate(body) if line.startswith(NEGATIVE)), None)
     prompt, negative = (body, None) if found is None else (body[:found], "\n".join(body[found:])[len(NEGATIVE) :])
     settings = {LABELS.get(label, label): _value(value) for label, value in _ENTRY.findall(last)}
+    if isinstance(skip := settings.get("clip_skip"), int):
+        settings["clip_skip"] = skip - 1 if skip > 1 else None
     return {
         "prompt": _unescaped("\n".join(prompt)),
         "negative_prompt": None if negative is None else _unescaped(negative),
         **settings,
+    }
+
+
+def _as_others_count(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings as tools with this convention have them: a `clip_skip` of ours is one more there, 1 being none."""
+    skip = settings.get("clip_skip")
+    return {
+        **settings,
+        "clip_skip": None if skip is None else skip + 1,
+        "long_prompts": None if settings.get("long_prompts") == "truncate" else settings.get("long_prompts"),
+        "embeddings": ", ".join(settings.get("embeddings") or []) or None,
     }
 
 

@@ -30,6 +30,7 @@ from sdjax.generation import (
     Known,
     Table,
     Text,
+    Tokens,
     decode,
     denoise,
     encode,
@@ -38,7 +39,7 @@ from sdjax.generation import (
     stack_tables,
     start_state,
 )
-from sdjax.loading import Checkpoint, load, save_folder
+from sdjax.loading import Checkpoint, load, lora_merger, save_folder
 from sdjax.models import Definition, Params
 from sdjax.preparing import prepare, with_controlnets
 from sdjax.requests import ControlInput, Request, Settings, resolve
@@ -55,6 +56,7 @@ __all__ = [
     "Request",
     "Table",
     "Text",
+    "Tokens",
     "decode",
     "denoise",
     "encode",
@@ -72,7 +74,7 @@ REPORTS_EVERY = 0.2
 """Seconds between two reports of progress, about: the compiled loop is not left more often than that."""
 
 _denoise = jax.jit(denoise, static_argnums=0, donate_argnums=3)
-_decode = jax.jit(decode, static_argnums=0)
+_decode = jax.jit(decode, static_argnums=(0, 3))
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ class Pipeline:
         self.name = name
         self.steps = steps
         self.guidance_scale = guidance_scale
+        self._merged = lora_merger(checkpoint.params)
 
     @classmethod
     def from_pretrained(
@@ -181,7 +184,9 @@ class Pipeline:
         strength: float = 0.8,
         padding_mask_crop: int | None = None,
         feather: float = 0.0,
+        loras: Sequence[tuple[str | Path, float]] = (),
         control: Sequence[ControlInput | tuple[Any, ...]] = (),
+        tiling: bool | None = None,
         denoising_start: float | None = None,
         denoising_end: float | None = None,
         original_size: tuple[int, int] | None = None,
@@ -189,13 +194,17 @@ class Pipeline:
         target_size: tuple[int, int] | None = None,
         aesthetic_score: float = 6.0,
         negative_aesthetic_score: float = 2.5,
+        clip_skip: int | None = None,
+        embeddings: Sequence[str | Path | tuple[str | Path, str]] = (),
+        long_prompts: Literal["truncate", "chunk"] = "truncate",
         output: Literal["pil", "numpy", "latents"] = "pil",
         progress: Progress | bool | None = None,
     ) -> Output:
         """Draw.
 
         Args:
-            prompt: one, or a list of them; "" is valid, and means no words.
+            prompt: one, or a list of them; "" is valid, and means no words. `(words)`, `(words:1.3)` and `[words]`
+                weigh words, BREAK begins a chunk: `sdjax.prompts.grammar` has the rules. Plain text stays as it is.
             negative_prompt: what guidance leads away from; one for all, or one for each prompt.
             steps: of the sampler; None is the model's own count.
             guidance_scale: how far to go from the negative prompt towards the prompt; up to 1 there is no guidance.
@@ -217,7 +226,10 @@ class Pipeline:
                 `int(steps * strength)` steps are run; a strength above 0 that leaves none is refused.
             padding_mask_crop: work on the masked region alone, at the whole size, with this many pixels around it.
             feather: pixels over which the repainted part fades in, inside the mask.
+            loras: adapters, each (file or folder, weight); their order does not matter.
             control: ControlNets: (folder, image, scale), or a `ControlInput`, for each.
+            tiling: encode and decode in tiles, which takes less memory and differs a little. None does so, with a
+                warning, beyond 1024 x 1024 pixels.
             denoising_start: go on from `latents` of another model, which left off there (0 to 1, a share of the way).
             denoising_end: leave off there, for another model to go on: with output="latents".
             original_size: SDXL: (height, width) that the picture is to look like it was taken at.
@@ -225,11 +237,18 @@ class Pipeline:
             target_size: SDXL: (height, width) that it is to look like it was made for.
             aesthetic_score: SDXL's refiner: how well liked it is to look.
             negative_aesthetic_score: likewise, of what guidance leads away from.
+            clip_skip: layers of the text encoder that the prompt does without, counted as diffusers counts: 1 is what
+                AUTOMATIC1111 and the parameters in a PNG call 2. As in diffusers, SDXL counts from the penultimate
+                layer, and the negative prompt keeps all layers.
+            embeddings: learned words (textual inversion): .safetensors files, or (file, name) to choose the word.
+            long_prompts: what becomes of words beyond an encoder's length: "truncate" cuts them, with a warning that
+                shows them; "chunk" encodes them in chunks of that length. Each number of chunks compiles once.
             output: "pil", "numpy" or "latents".
             progress: called as progress(done, total) in steps; True shows a bar.
 
         Raises:
             RequestError: an argument can't be honoured; the message says what is allowed.
+            CheckpointError: an adapter, a ControlNet or an embedding can't be read, or is for another kind of model.
             NotFiniteError: an image came out as NaN or infinity.
         """
         request = self.resolve(
@@ -251,7 +270,9 @@ class Pipeline:
             strength=strength,
             padding_mask_crop=padding_mask_crop,
             feather=feather,
+            loras=loras,
             control=control,
+            tiling=tiling,
             denoising_start=denoising_start,
             denoising_end=denoising_end,
             original_size=original_size,
@@ -259,6 +280,9 @@ class Pipeline:
             target_size=target_size,
             aesthetic_score=aesthetic_score,
             negative_aesthetic_score=negative_aesthetic_score,
+            clip_skip=clip_skip,
+            embeddings=embeddings,
+            long_prompts=long_prompts,
             output=output,
         )
         latents = self._denoised(request, progress)
@@ -317,13 +341,15 @@ class Pipeline:
         return [images.to_pil(picture[None])[0] for picture in self._pictures(request, latents)]
 
     def _pictures(self, request: Request, latents: ArrayLike) -> list[Any]:
-        decoded = np.asarray(_finite(_decode(self.definition, self.params, _finite(latents, request)), request))
+        decoded = np.asarray(
+            _finite(_decode(self.definition, self.params, _finite(latents, request), request.tile), request)
+        )
         if not request.canvases:
             return list(decoded)
         return [pasted(canvas, picture) for canvas, picture in zip(request.canvases, decoded, strict=True)]
 
     def _model(self, request: Request) -> tuple[Definition, Params]:
-        return with_controlnets(self.definition, self.params, request.controls)
+        return with_controlnets(self.definition, self._merged(request.loras), request.controls)
 
     def _denoised(self, request: Request, progress: Progress | bool | None) -> Array:
         batch = self.prepare(request)

@@ -30,13 +30,17 @@ from sdjax.generation import (
 )
 from sdjax.loading import Checkpoint, load_controlnet
 from sdjax.models import AddedConditioning, Definition, Params, timestep_embedding
-from sdjax.prompts import tokenize
+from sdjax.prompts import text_inputs
 from sdjax.requests import Request, Steering
 
 _encode_prompt = jax.jit(encode_prompt, static_argnums=0)
-_encode = jax.jit(encode, static_argnums=0)
+_encode = jax.jit(encode, static_argnums=(0, 3))
 _start_noise = jax.jit(partial(draw_noise, index=START_NOISE), static_argnames="shape")
-_start_state = jax.jit(start_state)
+
+
+@jax.jit
+def _start_state(scale: Array, noise: Array, signal: Array, under: Array) -> Array:
+    return start_state(scale, noise, signal * under)
 
 
 def with_controlnets(definition: Definition, params: Params, controls: Sequence[Steering]) -> tuple[Definition, Params]:
@@ -75,10 +79,10 @@ def prepare(checkpoint: Checkpoint, definition: Definition, params: Params, requ
     stacked = stack_tables([walk] * batch, 2 * checkpoint.scheduler.num_train_timesteps)
     return Batch(
         cond=_conditioning(checkpoint, definition, params, request, known, extra, keys),
-        state=_start_state(np.full(batch, scale, np.float32), noise, np.float32(signal) * under),
+        state=_start_state(np.full(batch, scale, np.float32), noise, np.float32(signal), under),
         table=jax.device_put(stacked),
-        start=jnp.full(batch, first, jnp.int32),
-        stop=jnp.full(batch, request.stop_row, jnp.int32),
+        start=jnp.asarray(np.full(batch, first, np.int32)),
+        stop=jnp.asarray(np.full(batch, request.stop_row, np.int32)),
     )
 
 
@@ -86,23 +90,25 @@ def _pictures(definition: Definition, params: Params, request: Request, noise: A
     """What inpainting keeps, what an inpainting UNet sees, and the latents that the walk starts over."""
     shape = (len(request.seeds), *request.latent_shape)
     inpaints = definition.unet_config.in_channels != definition.vae_config.latent_channels
-    nothing = jnp.zeros(shape, jnp.float32)
-    everything = jnp.ones((*shape[:3], 1), jnp.float32)
+    # Made by NumPy, like all that is not worth a compiled program of its own.
+    nothing = jnp.asarray(np.zeros(shape, np.float32))
+    everything = jnp.asarray(np.ones((*shape[:3], 1), np.float32))
+    unseen = jnp.asarray(np.zeros((*shape[:3], 0), np.float32))
     if not request.canvases:
-        return Known(everything, nothing, nothing), jnp.zeros((*shape[:3], 0), jnp.float32), nothing
+        return Known(everything, nothing, nothing), unseen, nothing
     pixels = np.stack([entry.pixels for entry in request.canvases]).astype(np.float32) / 255
-    latents = _encode(definition, params, pixels)
+    latents = _encode(definition, params, pixels, request.tile)
     if not request.repaints:
-        return Known(everything, nothing, nothing), jnp.zeros((*shape[:3], 0), jnp.float32), latents
+        return Known(everything, nothing, nothing), unseen, latents
     masks = np.stack([entry.mask for entry in request.canvases])
     factor = definition.vae_config.factor
     if inpaints:
         # These UNets were trained on pictures greyed out under masks of zeros and ones.
         hard = (masks >= 0.5).astype(np.float32)
-        seen = _encode(definition, params, np.where(hard[..., None] > 0, np.float32(0.5), pixels))
-        extra = jnp.concatenate([jnp.asarray(_latent_masks(hard, factor)), seen], axis=-1)
+        seen = _encode(definition, params, np.where(hard[..., None] > 0, np.float32(0.5), pixels), request.tile)
+        extra = jnp.asarray(np.concatenate([_latent_masks(hard, factor), seen], axis=-1))
         return Known(everything, nothing, nothing), extra, latents
-    return Known(jnp.asarray(_latent_masks(masks, factor)), latents, noise), jnp.zeros((*shape[:3], 0)), latents
+    return Known(jnp.asarray(_latent_masks(masks, factor)), latents, noise), unseen, latents
 
 
 def _latent_masks(masks: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
@@ -127,7 +133,7 @@ def _conditioning(
     weights = np.array([[1 - scale], [scale]] if guided else [[1.0]], np.float32).repeat(batch, axis=1)
     condition = None
     if embedded is not None:
-        told = jnp.full(batch, 1000 * (scale - 1), jnp.float32)
+        told = jnp.asarray(np.full(batch, 1000 * (scale - 1), np.float32))
         condition = timestep_embedding(told, embedded, flip_sin_to_cos=False, freq_shift=1)[None]
     return Conditioning(
         context=text.context,
@@ -137,7 +143,7 @@ def _conditioning(
         added=None
         if text.pooled is None
         else AddedConditioning(text.pooled, _time_ids(definition, request, text.pooled)),
-        rescale=jnp.full(batch, request.guidance_rescale, jnp.float32),
+        rescale=jnp.asarray(np.full(batch, request.guidance_rescale, np.float32)),
         known=known,
         controls=tuple(
             _control(checkpoint, control, request, guided, feature_maps)
@@ -151,8 +157,11 @@ def _text(checkpoint: Checkpoint, definition: Definition, params: Params, reques
     batch = len(request.seeds)
     prompts: list[str | None] = [*request.negative_prompts, *request.prompts] if guided else [*request.prompts]
     words = [prompt or "" for prompt in prompts]
-    ids = [tokenize(tokenizer, words).reshape(-1, batch, tokenizer.length) for tokenizer in checkpoint.tokenizers]
-    text: Text = _encode_prompt(replace(definition, controlnets=()), params, ids)
+    inputs = text_inputs(checkpoint, words, request.reading)
+    tokens = jax.tree.map(lambda x: x.reshape(-1, batch, *x.shape[1:]), inputs.tokens)
+    # As in diffusers the negative prompt keeps all layers.
+    skipped = np.array([0, request.reading.clip_skip or 0], np.int32)[-len(words) // batch :, None].repeat(batch, 1)
+    text: Text = _encode_prompt(replace(definition, controlnets=()), params, tokens, inputs.vectors, skipped)
     if checkpoint.configs["model_index"].get("force_zeros_for_empty_prompt", definition.is_xl):
         said = np.array([prompt is not None for prompt in prompts], np.float32).reshape(-1, batch)
         text = jax.tree.map(lambda x: x * said.reshape(*said.shape, *[1] * (x.ndim - 2)).astype(x.dtype), text)
@@ -184,9 +193,9 @@ def _control(checkpoint: Checkpoint, control: Steering, request: Request, guided
     scale = np.where(speaks, control.scale, 0).astype(np.float32)
     sides = np.array([0.0 if control.guess else 1.0, 1.0] if guided else [1.0], np.float32)
     falloff: NDArray[Any] = np.logspace(-1, 0, feature_maps) if control.guess else np.ones(feature_maps)
-    picture = jnp.asarray(control.pixels, jnp.float32) / 255
+    picture = control.pixels.astype(np.float32) / np.float32(255)
     return Control(
-        image=jnp.broadcast_to(picture, (batch, *picture.shape)),
+        image=jnp.asarray(np.broadcast_to(picture, (batch, *picture.shape))),
         scale=jnp.asarray(np.broadcast_to((sides[:, None] * scale)[:, None], (len(sides), batch, rows))),
-        falloff=jnp.broadcast_to(jnp.asarray(falloff, jnp.float32), (batch, feature_maps)),
+        falloff=jnp.asarray(np.broadcast_to(falloff.astype(np.float32), (batch, feature_maps))),
     )

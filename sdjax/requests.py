@@ -2,6 +2,7 @@
 
 import math
 import secrets
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,10 @@ from PIL import Image
 
 from sdjax.canvas import Canvas, canvas, untouched
 from sdjax.errors import RequestError
+from sdjax.generation import DECODED_AT_ONCE
 from sdjax.images import to_rgb
-from sdjax.loading import Checkpoint
+from sdjax.loading import Checkpoint, checked_lora
+from sdjax.prompts import Reading, reading
 from sdjax.schedulers import Schedule, begin_step, default_sampler, table
 
 OUTPUTS = ("pil", "numpy", "latents")
@@ -42,7 +45,9 @@ class Settings(TypedDict, total=False):
     strength: float
     padding_mask_crop: int | None
     feather: float
+    loras: Sequence[tuple[str | Path, float]]
     control: Sequence[Any]
+    tiling: bool | None
     denoising_start: float | None
     denoising_end: float | None
     original_size: tuple[int, int] | None
@@ -50,6 +55,9 @@ class Settings(TypedDict, total=False):
     target_size: tuple[int, int] | None
     aesthetic_score: float
     negative_aesthetic_score: float
+    clip_skip: int | None
+    embeddings: Sequence[Any]
+    long_prompts: str
     output: str
 
 
@@ -91,6 +99,7 @@ class Request:
     Attributes:
         prompts: what to draw.
         negative_prompts: None where guidance leads away from nothing in particular.
+        reading: how both are read.
         seeds: where each picture's noise comes from.
         steps: of a whole walk.
         guidance_scale: how far to go from the negative prompt towards the prompt.
@@ -103,7 +112,9 @@ class Request:
         resumes: whether the walk goes on from `latents` instead of starting from noise.
         canvases: what the pictures start from; empty where they start from noise.
         repaints: whether the canvases have masks.
+        loras: adapters and their weights.
         controls: what ControlNets see.
+        tile: side in latents of the autoencoder's tiles, or None where it takes a picture whole.
         time_ids: SDXL's micro-conditioning without and with the prompt; cut to the length that the model reads.
         output: of `OUTPUTS`.
         settings: what was asked for, as written into the picture's metadata.
@@ -111,6 +122,7 @@ class Request:
 
     prompts: tuple[str, ...]
     negative_prompts: tuple[str | None, ...]
+    reading: Reading
     seeds: tuple[int, ...]
     steps: int
     guidance_scale: float
@@ -123,7 +135,9 @@ class Request:
     resumes: bool
     canvases: tuple[Canvas, ...]
     repaints: bool
+    loras: tuple[tuple[Path, float], ...]
     controls: tuple[Steering, ...]
+    tile: int | None
     time_ids: tuple[Mapping[str, tuple[float, ...]], ...]
     output: str
     settings: Mapping[str, Any]
@@ -136,6 +150,7 @@ def resolve(
 
     Raises:
         RequestError: an argument can't be honoured; the message says what was given and what is allowed.
+        CheckpointError: an embedding can't be read, or was learned for another kind of model.
         TypeError: a prompt is not a string.
     """
     prompts = _prompts("prompt", prompt)
@@ -157,12 +172,20 @@ def resolve(
     steps, sampler, schedule = given["steps"], given.get("sampler"), given.get("schedule")
     sampler = default_sampler(checkpoint.scheduler) if sampler is None else sampler
     walk, first, stop = _walk(checkpoint, given, sampler, strength)
+    how = reading(
+        checkpoint,
+        clip_skip=given.get("clip_skip"),
+        embeddings=given.get("embeddings", ()),
+        long_prompts=given.get("long_prompts", "truncate"),
+    )
+    loras = tuple(checked_lora(entry, f"loras[{i}]") for i, entry in enumerate(given.get("loras", ())))
     latents = given.get("latents")
     if given.get("denoising_start") is not None and latents is None:
         raise RequestError("denoising_start goes on from latents: give them, from a call with output='latents'")
     return Request(
         prompts=tuple(np.repeat(np.array(prompts, object), count)),
         negative_prompts=tuple(np.repeat(np.array(negatives, object), count)),
+        reading=how,
         seeds=tuple((seed + i) % (LAST_SEED + 1) for i in range(rows)),
         steps=int(steps),  # type: ignore[arg-type]
         guidance_scale=guidance_scale,
@@ -175,7 +198,9 @@ def resolve(
         resumes=given.get("denoising_start") is not None,
         canvases=tuple(entry for entry in canvases for _ in range(count)),
         repaints=given.get("mask") is not None,
+        loras=loras,
         controls=_controls(given.get("control", ()), (width, height)),
+        tile=_tile(checkpoint, given.get("tiling"), (width, height)),
         time_ids=_time_ids(given, (height, width)),
         output=output,
         settings=MappingProxyType(
@@ -187,6 +212,10 @@ def resolve(
                 "width": width,
                 "height": height,
                 "strength": strength if canvases else None,
+                "loras": [f"{path.stem}:{weight:g}" for path, weight in loras] or None,
+                "clip_skip": how.clip_skip,
+                "embeddings": [embedding.name for embedding in how.embeddings],
+                "long_prompts": how.long_prompts,
             }
         ),
     )
@@ -252,7 +281,7 @@ def _canvases(checkpoint: Checkpoint, given: Settings, prompts: int) -> list[Can
             f"{checkpoint.source} has a UNet of {config.in_channels} input channels; only {channels} (ordinary) and "
             f"{2 * channels + 1} (inpainting) are known"
         )
-    if config.in_channels != channels and None in (*images, *masks):
+    if config.in_channels != channels and any(picture is None for picture in (*images, *masks)):
         raise RequestError(f"{checkpoint.source} is an inpainting checkpoint: give image= and mask=")
     padding = given.get("padding_mask_crop")
     if padding is not None:
@@ -345,6 +374,19 @@ def _time_ids(given: Settings, size: tuple[int, int]) -> tuple[Mapping[str, tupl
         _finite("aesthetic_score", given.get("aesthetic_score", 6.0)),
     )
     return tuple({"base": (*original, *crop, *target), "refiner": (*original, *crop, score)} for score in scores)
+
+
+def _tile(checkpoint: Checkpoint, tiling: bool | None, size: tuple[int, int]) -> int | None:
+    """The side of the autoencoder's tiles: that of a square of as many pixels as it may hold at one time."""
+    if tiling is None:
+        tiling = size[0] * size[1] > DECODED_AT_ONCE
+        if tiling:
+            warnings.warn(
+                f"a picture of {size[0]}x{size[1]} is encoded and decoded in tiles, to save memory; "
+                "tiling=True or False chooses without this warning",
+                stacklevel=4,
+            )
+    return math.isqrt(DECODED_AT_ONCE) // _factor(checkpoint) if tiling else None
 
 
 def _pair(name: str, value: object) -> tuple[float, float]:

@@ -22,20 +22,6 @@ def pipe():
     return sdjax.Pipeline.from_pretrained()
 
 
-@pytest.fixture
-def compilations():
-    """Count the programs that XLA compiles while the test runs."""
-    names = []
-
-    def listen(event, duration, **_):
-        if event == "/jax/core/compile/backend_compile_duration":
-            names.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield names
-    jax.monitoring.clear_event_listeners()
-
-
 def conditioning(pipe, prompts, seeds, size=16):
     """One unguided row a prompt, as a caller of the pure functions makes it."""
     ids = [tokenize(tokenizer, prompts) for tokenizer in pipe.checkpoint.tokenizers]

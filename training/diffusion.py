@@ -81,21 +81,25 @@ class Batch(NamedTuple):
 
 
 def batch(data: latents.Latents, i: int) -> Batch:
-    """The batch of step i: every epoch has its own order, captions and timesteps.
-
-    Two thirds of the timesteps come from a logistic normal distribution, for what a picture shows is decided in the
-    middle of the schedule; one third are uniform.
-    """
+    """The batch of step i: every epoch has its own order, captions and timesteps."""
     per_epoch = len(data.latents) // BATCH
     epoch, position = divmod(i, per_epoch)
     order = np.random.default_rng([4, epoch]).permutation(len(data.latents))
     chosen = order[position * BATCH : (position + 1) * BATCH]
     rng = np.random.default_rng([5, i])
     captions = ["" if rng.random() < UNCONDITIONAL_SHARE else caption(latents.scene(j), rng) for j in chosen]
-    middle = 1 / (1 + np.exp(-rng.normal(0.3, 1.0, BATCH)))
-    place = np.where(rng.random(BATCH) < 1 / 3, rng.random(BATCH), middle)
-    timesteps = np.minimum((place * 1000).astype(np.int32), 999)
-    return Batch(data.latents[chosen], data.weights[chosen], text.token_ids(captions), timesteps)
+    return Batch(data.latents[chosen], data.weights[chosen], text.token_ids(captions), sample_timesteps(rng, BATCH))
+
+
+def sample_timesteps(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Where on the schedule to train: (count,) int32.
+
+    Two thirds come from a logistic normal distribution, for what a picture shows is decided in the middle of the
+    schedule; one third are uniform.
+    """
+    middle = 1 / (1 + np.exp(-rng.normal(0.3, 1.0, count)))
+    place = np.where(rng.random(count) < 1 / 3, rng.random(count), middle)
+    return np.minimum((place * 1000).astype(np.int32), 999)
 
 
 def optimizer(steps: int) -> optax.GradientTransformation:
@@ -112,27 +116,29 @@ def optimizer(steps: int) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.99, weight_decay=1e-3))
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=1)
-def step(steps: int, state: State, batch: Batch, text_params: Params) -> tuple[State, dict[str, Array]]:
-    """One step: x_t = sqrt(a_t) x0 + sqrt(1 - a_t) eps; the target is v = sqrt(a_t) eps - sqrt(1 - a_t) x0.
+def velocity_loss(params: Params, batch: Batch, context: Array, key: Array) -> Array:
+    """The squared error of the velocity, each latent by its weight (Salimans and Ho 2022, arXiv 2202.00512).
 
-    Velocity: Salimans and Ho 2022, arXiv 2202.00512.
+    The UNet sees x_t = sqrt(a_t) x0 + sqrt(1 - a_t) eps and the text's `context`; the target is
+    v = sqrt(a_t) eps - sqrt(1 - a_t) x0. The noise eps comes from the key.
     """
-    key = jax.random.fold_in(jax.random.key(6), state.step)
     x0 = batch.latents.astype(jnp.float32)
     noise = jax.random.normal(key, x0.shape)
     a = jnp.asarray(alphas_cumprod(SchedulerConfig.from_dict(SCHEDULER)), jnp.float32)
     a_t = a[batch.timesteps][:, None, None, None]
     signal, deviation = jnp.sqrt(a_t), jnp.sqrt(1 - a_t)
+    output = bind(DEFINITION, params)(signal * x0 + deviation * noise, batch.timesteps, context)
+    error = jnp.square(output - (signal * noise - deviation * x0)).mean(-1)
+    return (error * batch.weights.astype(jnp.float32)).mean()
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=1)
+def step(steps: int, state: State, batch: Batch, text_params: Params) -> tuple[State, dict[str, Array]]:
+    """One step on a batch."""
+    key = jax.random.fold_in(jax.random.key(6), state.step)
     encoder = bind(text.DEFINITION, text_params)
     context = encoder.final_norm(encoder(batch.token_ids).hidden_states[-1])
-
-    def loss(params: Params) -> Array:
-        output = bind(DEFINITION, params)(signal * x0 + deviation * noise, batch.timesteps, context)
-        error = jnp.square(output - (signal * noise - deviation * x0)).mean(-1)
-        return (error * batch.weights.astype(jnp.float32)).mean()
-
-    value, grads = jax.value_and_grad(loss)(state.params)
+    value, grads = jax.value_and_grad(velocity_loss)(state.params, batch, context, key)
     updates, opt_state = optimizer(steps).update(grads, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     keep = jnp.minimum(AVERAGE, (1 + state.step) / (10 + state.step))

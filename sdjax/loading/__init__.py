@@ -7,11 +7,28 @@ from jax.typing import DTypeLike
 from sdjax.loading.checkpoint import Checkpoint, assemble
 from sdjax.loading.controlnet import load_controlnet
 from sdjax.loading.folder import read_folder
+from sdjax.loading.lora import Adapter, apply_lora
+from sdjax.loading.lora_cache import checked_lora, lora_merger
+from sdjax.loading.lora_file import read_lora
 from sdjax.loading.saving import save_folder
 from sdjax.loading.source import locate
+from sdjax.loading.textual_inversion import Embedding, load_embedding
 from sdjax.loading.tokenizer import ClipTokenizer
 
-__all__ = ["Checkpoint", "ClipTokenizer", "load", "load_controlnet", "save_folder"]
+__all__ = [
+    "Adapter",
+    "Checkpoint",
+    "ClipTokenizer",
+    "Embedding",
+    "apply_lora",
+    "checked_lora",
+    "load",
+    "load_controlnet",
+    "load_embedding",
+    "lora_merger",
+    "read_lora",
+    "save_folder",
+]
 
 
 def load(

@@ -6,6 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+import jax.numpy as jnp
 import numpy as np
 from flax.core import FrozenDict
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -60,6 +61,35 @@ def open_tensors(file: Path) -> dict[str, Tensor]:
             return {name: Tensor(file, name, tuple(s.get_shape()), s.get_dtype()) for name, s in slices}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} is not a readable safetensors file: {error}") from error
+
+
+def read_tensors(file: Path) -> dict[str, NDArray[Any]]:
+    """Read all that a small file holds, by name, in the names' order.
+
+    Raises:
+        CheckpointError: it is not a readable safetensors file, or has a dtype that NumPy lacks.
+    """
+    names = sorted(open_tensors(file))
+    try:
+        with safe_open(file, "np") as opened:
+            return {name: opened.get_tensor(name) for name in names}
+    # What an unknown dtype raises differs between releases of safetensors.
+    except (SafetensorError, OSError, TypeError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{file} is not a readable safetensors file: {error}") from error
+
+
+def check_finite(tensor: NDArray[Any], name: str) -> None:
+    """Refuse what is no finite float32.
+
+    Raises:
+        CheckpointError: the tensor is of whole numbers, or holds NaN, infinity or what is too large for float32.
+    """
+    if not jnp.issubdtype(tensor.dtype, jnp.floating):
+        raise CheckpointError(f"{name} has dtype {tensor.dtype}, not a floating-point one")
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(tensor.astype(np.float32)).all()
+    if not finite:
+        raise CheckpointError(f"{name} holds NaN or infinity")
 
 
 def find_tensors(folder: Path, stem: str, variant: str | None) -> dict[str, Tensor]:

@@ -47,7 +47,7 @@ class CLIPTextConfig:
         """Read a config.json; its keys about training and text generation do not matter here.
 
         Raises:
-            ValueError: the activation or the kind of model is not supported.
+            ValueError: the activation or the kind of model is not supported, or padding is to be masked.
         """
         values = {key: config[key] for key in cls.__dataclass_fields__ if config.get(key) is not None}
         architectures = config.get("architectures") or ["CLIPTextModel"]
@@ -62,6 +62,10 @@ class CLIPTextConfig:
             values.setdefault("projection_dim", 512)
         if values.get("eos_token_id", 2) == 2:
             values["eos_token_id"] = values.get("vocab_size", cls.vocab_size) - 1
+        if config.get("use_attention_mask"):
+            raise ValueError(
+                f"text encoder config: use_attention_mask is {config['use_attention_mask']!r}, which is not supported"
+            )
         if values.get("hidden_act", cls.hidden_act) not in ACTIVATIONS:
             raise ValueError(
                 f"text encoder config: hidden_act is {values['hidden_act']!r}, and only "
@@ -86,8 +90,15 @@ class _Embeddings(nnx.Module):
         self.token_embedding = nnx.Embed(config.vocab_size, config.hidden_size, **setup)
         self.position_embedding = nnx.Embed(config.max_position_embeddings, config.hidden_size, **setup)
 
-    def __call__(self, token_ids: Array) -> Array:
-        return self.token_embedding(token_ids) + self.position_embedding(jnp.arange(token_ids.shape[1]))
+    def __call__(self, token_ids: Array, vectors: Array | None) -> Array:
+        if vectors is None:
+            tokens = self.token_embedding(token_ids)
+        else:
+            beyond = token_ids - self.token_embedding.num_embeddings
+            known = self.token_embedding(jnp.where(beyond < 0, token_ids, 0))
+            learned = vectors[jnp.maximum(beyond, 0)].astype(known.dtype)
+            tokens = jnp.where(beyond[..., None] < 0, known, learned)
+        return tokens + self.position_embedding(jnp.arange(token_ids.shape[1]))
 
 
 class _SelfAttention(nnx.Module):
@@ -149,12 +160,16 @@ class CLIPText(nnx.Module):
         )
         self.config = config
 
-    def __call__(self, token_ids: Array) -> TextEncoding:
-        """Encode (batch, tokens) int32 ids below `vocab_size`, each row with an end token.
+    def __call__(self, token_ids: Array, vectors: Array | None = None) -> TextEncoding:
+        """Encode (batch, tokens) int32 ids, each row with an end token.
 
-        Ids out of range are clamped by JAX without a word: whoever makes them must check them.
+        Ids from `vocab_size` on are rows of `vectors`, (rows, hidden): learned words beside the vocabulary. Ids out of
+        range are clamped by JAX without a word: whoever makes them must check them.
+
+        The pooled vector is taken at the first end token whatever words were learned. diffusers, where a config's
+        `eos_token_id` is 2, takes it at the largest id, which is a learned word's.
         """
-        states = [self.text_model.embeddings(token_ids)]
+        states = [self.text_model.embeddings(token_ids, vectors)]
         for layer in self.text_model.encoder.layers:
             states.append(layer(states[-1]))
         end = jnp.argmax(token_ids == self.config.eos_token_id, axis=-1)

@@ -1,0 +1,261 @@
+"""Low-rank adapters as data, and the pure function that adds them to parameters.
+
+An adapter says, for some leaves, what is to be added to them. `apply_lora` gives parameters of the same structure,
+shapes and dtypes, so every program that was compiled for the old ones runs the new ones; what no adapter touches is
+the very same array. Nothing is ever subtracted: to be without an adapter is to use the parameters from before.
+
+Everything here is in PyTorch's orientation, as adapters are published: (out, in) or (out, in, height, width).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial, reduce
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.core import FrozenDict
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from sdjax.errors import CheckpointError, RequestError
+from sdjax.loading.weights import LeafPath, tensor_name, to_torch
+from sdjax.models import Params
+
+Factor: TypeAlias = tuple[ArrayLike, ...]
+"""A matrix or kernel: itself; or a (out, rank) times b (rank, in...); or, with a core between them as in Tucker's
+decomposition, a (out, rank), core (rank, rank', height, width) and b (rank', in)."""
+
+LARGEST = float(np.finfo(np.float32).max)
+
+
+class LowRank(NamedTuple):
+    """LoRA (Hu et al. 2021, arXiv 2106.09685) and, for convolutions, LoCon: one product of small matrices."""
+
+    product: Factor
+
+
+class Hadamard(NamedTuple):
+    """LoHa (Hyeon-Woo et al. 2021, arXiv 2108.06098): two products, multiplied entry by entry."""
+
+    first: Factor
+    second: Factor
+
+
+class Kronecker(NamedTuple):
+    """LoKr (Yeh et al. 2023, arXiv 2309.14859): the Kronecker product of a small matrix and another or a kernel."""
+
+    first: Factor
+    second: Factor
+
+
+class Change(NamedTuple):
+    """What an adapter adds to one leaf.
+
+    `scale` is alpha / rank. `magnitude`, where there is one, is DoRA's vector of norms, shaped to multiply the weight:
+    (out, 1, ...) or (1, in, ...).
+    """
+
+    factors: LowRank | Hadamard | Kronecker
+    scale: float = 1.0
+    magnitude: ArrayLike | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """A LoRA that fits a model.
+
+    Attributes:
+        source: the file or folder that it was read from, for messages.
+        changes: by the leaf's path in the parameters.
+        unused: names in the file that this model has no layer for.
+        digest: equal for equal contents; "" if it was not read from a file.
+    """
+
+    source: str
+    changes: Mapping[LeafPath, Change]
+    unused: tuple[str, ...] = ()
+    digest: str = ""
+
+
+def apply_lora(params: Params, adapters: Sequence[tuple[Adapter, float]]) -> Params:
+    """Add adapters to parameters.
+
+    With weight w an adapter gives W + w s B A, and with DoRA's magnitude m (Liu et al. 2024, arXiv 2402.09353)
+    m (W + w s B A) / ||W + w s B A||: as in peft, the weight scales the direction, not the magnitude. Each adapter is
+    measured against the unchanged W, and what they add is summed in float32 and rounded once, so their order does
+    not matter beyond rounding (in peft a second DoRA rescales the first, so there it does). An adapter that is given
+    twice counts once, with the sum of its weights; one whose weight is 0 is not there at all, its DoRA included (where
+    peft would still set the magnitudes).
+
+    Args:
+        params: of a whole pipeline, {"unet": ..., "text_encoder": ..., ...}.
+        adapters: with their weights: any finite numbers, negative ones too.
+
+    Returns:
+        Parameters of the same structure, shapes, dtypes and places; untouched leaves are the same objects.
+
+    Raises:
+        RequestError: a weight is not a finite number.
+        CheckpointError: an adapter was read for another model.
+    """
+    together: dict[object, tuple[Adapter, float]] = {}
+    for adapter, weight in adapters:
+        key = adapter.digest or id(adapter)
+        together[key] = (adapter, together.get(key, (adapter, 0.0))[1] + checked_weight(weight, adapter.source))
+    present = [(adapter, weight) for adapter, weight in together.values() if weight != 0]
+    if not present:
+        return params
+    leaves = flatten_dict(params)
+    terms: dict[LeafPath, list[tuple[Change, float]]] = {}
+    for adapter, weight in present:
+        for path, change in adapter.changes.items():
+            _check_fit(adapter, path, change, leaves)
+            terms.setdefault(path, []).append((change, weight))
+    # Leaf by leaf, so that no more than one is in memory in float32.
+    changed = {path: _merged(leaves[path], added, is_kernel=path[-1] == "kernel") for path, added in terms.items()}
+    return FrozenDict(unflatten_dict({**leaves, **changed}))
+
+
+def checked_weight(weight: object, name: str) -> float:
+    """A LoRA's weight as a float.
+
+    Raises:
+        RequestError: it is not a number, or not finite in float32.
+    """
+    try:
+        number = math.nan if isinstance(weight, bool | str | bytes) else float(weight)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not abs(number) <= LARGEST:
+        raise RequestError(f"the weight of {name} must be a finite number, not {weight!r}")
+    return number
+
+
+def _check_fit(adapter: Adapter, path: LeafPath, change: Change, leaves: Mapping[LeafPath, Array]) -> None:
+    if path not in leaves:
+        raise CheckpointError(f"{adapter.source} changes {'.'.join(map(str, path))}, which this model lacks")
+    shape = torch_shape(path, leaves[path].shape)
+    if not fits(change.factors, shape):
+        raise CheckpointError(
+            f"{adapter.source} was made for another model: for {tensor_name(path)} it has factors "
+            f"{shapes(change.factors)}, and the layer here is {shape}"
+        )
+
+
+def torch_shape(path: LeafPath, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that a leaf has in PyTorch."""
+    return to_torch(path, np.broadcast_to(np.float32(0), shape)).shape
+
+
+def shapes(factors: LowRank | Hadamard | Kronecker) -> str:
+    """The factors' shapes, for messages."""
+    return " and ".join(" x ".join(str(np.shape(part)) for part in factor) for factor in factors)
+
+
+def fits(factors: LowRank | Hadamard | Kronecker, shape: tuple[int, ...]) -> bool:
+    """Whether the factors multiply out to a leaf of this shape, up to a kernel that is stored as a matrix."""
+    products = [_product_shape(factor) for factor in factors]
+    if None in products:
+        return False
+    first, *others = (product for product in products if product is not None)
+    if isinstance(factors, Kronecker):
+        length = max(len(first), len(others[0]))
+        left, right = ((*product, *(1,) * (length - len(product))) for product in (first, others[0]))
+        first, others = tuple(a * b for a, b in zip(left, right, strict=True)), []
+    if any(_flat(other) != _flat(first) for other in others):
+        return False
+    return _trimmed(first) == _trimmed(shape) if len(first) > 2 else first == _flat(shape)
+
+
+def _product_shape(factor: Factor) -> tuple[int, ...] | None:
+    """The shape that a factor multiplies out to, or None if its parts do not fit together."""
+    parts = [np.shape(part) for part in factor]
+    if any(len(part) < 2 or 0 in part for part in parts):
+        return None
+    match parts:
+        case [whole]:
+            return whole
+        case [(out, rank), (rank_, *rest)] if rank == rank_:
+            return (out, *rest)
+        case [(out, rank), (rank_, inner, *window), (inner_, width)] if (rank, inner) == (rank_, inner_):
+            return (out, width, *window)
+    return None
+
+
+def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[:2] if all(side == 1 for side in shape[2:]) else shape
+
+
+def _flat(shape: tuple[int, ...]) -> tuple[int, int]:
+    return shape[0], math.prod(shape[1:])
+
+
+def _merged(leaf: Array, terms: Sequence[tuple[Change, float]], *, is_kernel: bool) -> Array:
+    """A leaf with all that is added to it, where the leaf is."""
+    additions = [
+        _addition(leaf, change, np.float32(weight * change.scale), is_kernel=is_kernel) for change, weight in terms
+    ]
+    merged = _sum(leaf, reduce(jnp.add, additions))
+    if isinstance(merged, jax.core.Tracer) or not isinstance(leaf, jax.Array):
+        return merged
+    placed: Array = jax.device_put(merged, leaf.sharding)
+    return placed
+
+
+@partial(jax.jit, static_argnames="is_kernel")
+def _addition(leaf: Array, change: Change, scale: ArrayLike, *, is_kernel: bool) -> Array:
+    """What a change adds to a leaf, in float32 and the leaf's own orientation."""
+    weight = _turned(leaf, is_kernel).astype(jnp.float32)
+    delta = jnp.asarray(scale, jnp.float32) * _multiplied(change.factors).reshape(weight.shape)
+    if change.magnitude is not None:
+        magnitude = jnp.asarray(change.magnitude, jnp.float32)
+        summed = weight + delta
+        axes = tuple(axis for axis, size in enumerate(magnitude.shape) if size == 1)
+        norm = jnp.sqrt(jnp.square(summed).sum(axes, keepdims=True))
+        delta = jnp.where(norm > 0, magnitude / norm, 1.0) * summed - weight
+    return _turned_back(delta, is_kernel)
+
+
+def _turned(leaf: Array, is_kernel: bool) -> Array:
+    """`weights.to_torch` for a traced array."""
+    if not is_kernel:
+        return leaf
+    return leaf.T if leaf.ndim == 2 else leaf.transpose(3, 2, 0, 1)
+
+
+def _turned_back(weight: Array, is_kernel: bool) -> Array:
+    """`weights.from_torch` for a traced array."""
+    if not is_kernel:
+        return weight
+    return weight.T if weight.ndim == 2 else weight.transpose(2, 3, 1, 0)
+
+
+def _multiplied(factors: LowRank | Hadamard | Kronecker) -> Array:
+    products = [_product(factor) for factor in factors]
+    match factors:
+        case LowRank():
+            return products[0]
+        case Hadamard():
+            return products[0] * products[1].reshape(products[0].shape)
+        case Kronecker():
+            first, second = products
+            dimensions = max(first.ndim, second.ndim)
+            first, second = (x.reshape(*x.shape, *(1,) * (dimensions - x.ndim)) for x in (first, second))
+            product: Array = jnp.kron(first, second)
+            return product
+
+
+def _product(factor: Factor) -> Array:
+    parts = [jnp.asarray(part).astype(jnp.float32) for part in factor]
+    terms = {1: "o...->o...", 2: "or,r...->o...", 3: "or,rs...,si->oi..."}[len(parts)]
+    # The default precision of a matrix product is less than float32 on a TPU and on most GPUs.
+    return jnp.einsum(terms, *parts, precision=lax.Precision.HIGHEST)
+
+
+@jax.jit
+def _sum(leaf: Array, addition: Array) -> Array:
+    return (leaf.astype(jnp.float32) + addition).astype(leaf.dtype)

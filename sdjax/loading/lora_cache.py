@@ -1,0 +1,70 @@
+"""Parameters with LoRAs in them, by path and weight, merged once for as long as the files stay the same."""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TypeAlias
+
+from sdjax.errors import CheckpointError, RequestError
+from sdjax.loading.lora import Adapter, apply_lora, checked_weight
+from sdjax.loading.lora_file import read_lora
+from sdjax.models import Params
+
+Loras: TypeAlias = Sequence[tuple[str | Path, float]]
+"""Files or folders, each with its weight."""
+Stamp: TypeAlias = tuple[tuple[str, int, int, int, int], ...]
+
+ADAPTERS_KEPT, MERGES_KEPT = 8, 2
+
+
+def lora_merger(params: Params) -> Callable[[Loras], Params]:
+    """Make the function that gives a model's parameters with some LoRAs in them.
+
+    It keeps the last few adapters, and the last two merges (which share all untouched arrays with `params`). Both are
+    remembered by each file's path, inode, size and times, so a file that is replaced in place is read again. Threads
+    may share it.
+
+    Args:
+        params: of the whole pipeline; they are never written to.
+
+    Returns:
+        merged(loras) -> params. Without loras, or where all weights are 0, it gives the very same `params`. It raises
+        RequestError for what is not a list of (path, finite weight), and CheckpointError as `read_lora` does.
+    """
+
+    @lru_cache(ADAPTERS_KEPT)
+    def adapter(path: Path, _: Stamp) -> Adapter:
+        return read_lora(path, params)
+
+    @lru_cache(MERGES_KEPT)
+    def merge(loras: tuple[tuple[Path, Stamp, float], ...]) -> Params:
+        return apply_lora(params, [(adapter(path, stamp), weight) for path, stamp, weight in loras])
+
+    def merged(loras: Loras) -> Params:
+        checked = [checked_lora(entry, f"loras[{i}]") for i, entry in enumerate(loras)]
+        stamped = tuple((path, _stamp(path), weight) for path, weight in checked)
+        return merge(stamped) if stamped else params
+
+    return merged
+
+
+def checked_lora(entry: object, name: str) -> tuple[Path, float]:
+    """One entry of `loras`: a path and a finite weight.
+
+    Raises:
+        RequestError: it is something else.
+    """
+    match entry:
+        case (str() | Path() as path, weight):
+            return Path(path).expanduser(), checked_weight(weight, f"{name} ({path})")
+    raise RequestError(f"{name} must be (file or folder, weight), not {entry!r}")
+
+
+def _stamp(path: Path) -> Stamp:
+    """What changes when a file, or any file in a folder, does."""
+    try:
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        stats = [(str(file), file.stat()) for file in files]
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"there is no LoRA file or folder {str(path)!r}: {error}") from error
+    return tuple((name, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats)

@@ -1,0 +1,108 @@
+"""What the command line shows a person: what is going on, and pictures in terminals that can."""
+
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from rich.console import Console
+
+
+def keep_compiled_programs() -> None:
+    """Compile once per machine: programs go to the user's cache folder, unless that can't be written."""
+    import jax
+    from platformdirs import user_cache_path
+
+    folder = Path(os.environ.get("SDJAX_CACHE_DIR") or user_cache_path("sdjax")) / "compiled"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        warnings.warn(f"compiled programs are not kept: {folder}: {error.strerror}", stacklevel=2)
+        return
+    for name, value in (
+        ("jax_compilation_cache_dir", str(folder)),
+        ("jax_persistent_cache_min_compile_time_secs", 0.0),
+        ("jax_persistent_cache_min_entry_size_bytes", -1),
+    ):
+        jax.config.update(name, value)  # type: ignore[no-untyped-call]
+
+
+class Stages:
+    """What is going on, told on standard error where a person can see it."""
+
+    def __init__(self, console: "Console | None") -> None:
+        self._bar: Any = None
+        if console is not None:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+
+            columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+            self._bar = Progress(*columns, TextColumn("{task.fields[speed]}"), console=console, transient=True)
+            self._task = self._bar.add_task("", total=None, speed="")
+            self._bar.start()
+        self._first: tuple[float, int] | None = None
+
+    def __call__(self, stage: str) -> None:
+        """Name what is being done."""
+        if self._bar is not None:
+            self._bar.update(self._task, description=stage)
+
+    def steps(self, done: int, total: int) -> None:
+        """Show the sampler's progress; its speed is counted from the first slice on, which may have compiled."""
+        if self._bar is None or done == 0:
+            return
+        now = time.monotonic()
+        self._first = self._first or (now, done)
+        began, before = self._first
+        speed = f"{(done - before) / (now - began):.1f} it/s" if done > before else ""
+        stage = "decoding" if done == total else "drawing"
+        self._bar.update(self._task, description=stage, completed=done, total=total, speed=speed)
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+
+
+@contextmanager
+def stages(quiet: bool) -> Iterator[Stages]:
+    """Tell what is going on while the block runs, unless nobody watches."""
+    console = None
+    if not quiet and sys.stderr.isatty():
+        from rich.console import Console
+
+        console = Console(stderr=True)
+    told = Stages(console)
+    try:
+        yield told
+    finally:
+        told.stop()
+
+
+def show(pictures: "Sequence[Image.Image]") -> None:
+    """Show pictures in terminals that have a protocol for it: iTerm2's, which WezTerm speaks too, or kitty's."""
+    if not sys.stdout.isatty():
+        return
+    from sdjax.images import to_png
+
+    is_kitty = "kitty" in os.environ.get("TERM", "") or os.environ.get("TERM_PROGRAM") == "ghostty"
+    if not is_kitty and os.environ.get("TERM_PROGRAM") not in ("iTerm.app", "WezTerm"):
+        return
+    import base64
+
+    for picture in pictures:
+        data = base64.b64encode(to_png(picture)).decode()
+        if is_kitty:
+            parts = [data[i : i + 4096] for i in range(0, len(data), 4096)]
+            for i, part in enumerate(parts):
+                more = int(i < len(parts) - 1)
+                head = f"a=T,f=100,m={more}" if i == 0 else f"m={more}"
+                sys.stdout.write(f"\x1b_G{head};{part}\x1b\\")
+        else:
+            sys.stdout.write(f"\x1b]1337;File=inline=1:{data}\a")
+        sys.stdout.write("\n")

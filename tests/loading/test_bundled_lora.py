@@ -1,0 +1,57 @@
+"""The LoRA that comes with the bundled model: its effect in pixels, and in diffusers."""
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+import sdjax
+from sdjax.loading import read_lora
+from sdjax.pipeline import BUNDLED_FOLDER
+from tests.parity.reference import channels_first
+from training.evaluate import pictures_of
+from training.lora_evaluate import adapted, measured, scenes_and_prompts
+
+FILE = BUNDLED_FOLDER / "loras" / "outline.safetensors"
+PROMPT = "a red circle above a blue square on a white background"
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return sdjax.Pipeline.from_pretrained(dtype="float32")
+
+
+def test_it_is_small():
+    assert FILE.stat().st_size < 500_000
+
+
+def test_it_makes_shapes_hollow_and_the_prompt_is_still_followed(pipe):
+    scenes, prompts = scenes_and_prompts(32)
+    plain, outlined = (measured(pictures_of(adapted(pipe, FILE, w), prompts), scenes) for w in (0.0, 1.0))
+    assert plain["hollow"] < 15
+    assert outlined["hollow"] > 75
+    for statement in ("background", "every color", "relation"):
+        assert outlined[statement] > 85
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.5])
+def test_diffusers_draws_the_same_picture_with_it(pipe, weight):
+    noise = np.random.default_rng(0).normal(size=(1, 16, 16, 4)).astype(np.float32)
+    reference = diffusers.StableDiffusionPipeline.from_pretrained(
+        BUNDLED_FOLDER, dtype=torch.float32, safety_checker=None
+    )
+    reference.set_progress_bar_config(disable=True)
+    reference.load_lora_weights(str(FILE), adapter_name="outline")
+    reference.set_adapters(["outline"], [weight])
+    settings = {"guidance_scale": 3.0, "height": 64, "width": 64}
+    latents = channels_first(noise)
+    expected = reference(PROMPT, num_inference_steps=20, latents=latents, output_type="np", **settings).images
+    drawn = adapted(pipe, FILE, weight)(PROMPT, steps=20, latents=noise, output="numpy", **settings).images
+    plain = pipe(PROMPT, steps=20, latents=noise, output="numpy", **settings).images
+    assert np.abs(drawn - expected).mean() < 1 / 255
+    assert np.abs(drawn - plain).mean() > 4 / 255
+
+
+def test_its_weight_zero_is_the_bundled_model(pipe):
+    assert adapted(pipe, FILE, 0.0).params is pipe.params
+    assert not read_lora(FILE, pipe.params).unused

@@ -1,0 +1,211 @@
+"""The command line as a person uses it: what it prints, writes and says when something is wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from sdjax import cli
+
+PROMPT = "a red circle on a blue background"
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def environment_of(cache):
+    return {**os.environ, "SDJAX_CACHE_DIR": str(cache), "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+
+
+def run(*arguments, cache, cwd=None, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "sdjax", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**environment_of(cache), **environment},
+        check=False,
+    )
+
+
+def call(capsys, *arguments):
+    """Run a command in this process: its exit code, standard output and standard error."""
+    import unittest.mock
+
+    with unittest.mock.patch.object(sys, "argv", ["sdjax", *map(str, arguments)]), pytest.raises(SystemExit) as stop:
+        cli.main()
+    said = capsys.readouterr()
+    return stop.value.code, said.out, said.err
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SDJAX_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def test_a_prompt_becomes_a_picture_whose_path_is_printed(cache, tmp_path):
+    done = run("generate", PROMPT, "--seed", 1, "-o", "red.png", cache=cache, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "red.png\n", "")
+    with Image.open(tmp_path / "red.png") as picture:
+        assert picture.size == (64, 64)
+        pixels = np.asarray(picture).astype(int)
+    assert pixels[0, 0, 2] > 150 > pixels[0, 0, 0]  # blue corners
+    assert (pixels[..., 0] > 180).sum() > 100  # and something red
+    read = run("inspect", "red.png", cache=cache, cwd=tmp_path)
+    assert f"prompt: {PROMPT}\nsteps: 20\nsampler: ddim\n" in read.stdout
+    assert "seed: 1\nsize: 64x64\nmodel: tiny\n" in read.stdout
+    assert any((cache / "compiled").iterdir())
+
+
+def test_several_prompts_from_a_file_as_json(here, capsys):
+    Path("prompts.txt").write_text("a red circle\n\n  a blue star  \n", encoding="utf-8")
+    code, out, err = call(
+        capsys, "generate", "--prompts", "prompts.txt", "--num", 2, "--steps", 2, "--seed", 5, "--json", "-o", "p.png"
+    )
+    assert (code, err) == (0, "")
+    told = [json.loads(line) for line in out.splitlines()]
+    assert [(entry["path"], entry["prompt"], entry["seed"]) for entry in told] == [
+        ("p-1.png", "a red circle", 5),
+        ("p-2.png", "a red circle", 6),
+        ("p-3.png", "a blue star", 7),
+        ("p-4.png", "a blue star", 8),
+    ]
+    assert all(Path(entry["path"]).is_file() for entry in told)
+
+
+def test_pictures_go_into_a_folder(here, capsys):
+    Path("pictures").mkdir()
+    code, out, _ = call(capsys, "generate", PROMPT, "--steps", 1, "--num", 2, "-o", "pictures")
+    assert code == 0
+    assert out.split() == [str(Path("pictures/out-1.png")), str(Path("pictures/out-2.png"))]
+
+
+def test_a_picture_and_a_mask_start_another_one(here, capsys):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save("photo.png")
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:, 32:] = 255
+    Image.fromarray(mask).save("mask.png")
+    code, _, err = call(
+        capsys, "generate", PROMPT, "--image", "photo.png", "--mask", "mask.png", "--strength", "0.9", "--steps", 4
+    )
+    assert (code, err) == (0, "")
+    pixels = np.asarray(Image.open("out.png"))
+    assert np.array_equal(pixels[:, :32], noise[:, :32])
+    assert not np.array_equal(pixels[:, 32:], noise[:, 32:])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ([], 2, "there is no prompt"),
+        ([PROMPT, "--size", "65"], 2, "width must be a multiple of 4, not 65: 64 and 68 are nearest"),
+        ([PROMPT, "--size", "big"], 2, "--size must be like 512 or 512x768"),
+        ([PROMPT, "--model", "sd-v1-6"], 2, "there is no model 'sd-v1-6': did you mean 'sd-v1-5'?"),
+        ([PROMPT, "--model", "./nowhere"], 1, "there is no folder or file './nowhere'"),
+        ([PROMPT, "--model", "./old.ckpt"], 1, "reading a pickle runs whatever code it holds"),
+        ([PROMPT, "--model", "someone/something", "--offline"], 1, "someone/something is not in the local cache"),
+        ([PROMPT, "--sampler", "dimm"], 2, "sampler must be one of ddim, ddpm"),
+        ([PROMPT, "--schedule", "karas"], 2, "schedule must be one of karras"),
+        ([PROMPT, "--steps", "-3"], 2, "steps must be a whole number from 1 to 1000, not -3"),
+        ([PROMPT, "--steps", "many"], 2, "should be a valid integer"),
+        ([PROMPT, "--num", "0"], 2, "--num must be at least 1"),
+        ([PROMPT, "--seed", "-1"], 2, "seed must be a whole number from 0"),
+        ([PROMPT, "--dtype", "int8"], 2, "dtype must be float32, bfloat16, float16"),
+        ([PROMPT, "--guidance", "nan"], 2, "guidance_scale must be a finite number"),
+        ([PROMPT, "-o", "nowhere/out.png"], 2, "there is no folder 'nowhere'; make it first"),
+        ([PROMPT, "-o", "out.jpg"], 2, "--output must be a .png file or an existing folder"),
+        ([PROMPT, "--image", "photo.png"], 2, "there is no file 'photo.png'"),
+        ([PROMPT, "--image", "text.txt"], 2, "'text.txt' is not a picture that can be read"),
+        ([PROMPT, "--mask", "good.png"], 2, "mask needs a picture"),
+        ([PROMPT, "--image", "good.png", "--strength", "1.5"], 2, "strength must be a number from 0 to 1"),
+        ([PROMPT, "--control", "folder"], 2, "--control must be FOLDER:IMAGE or FOLDER:IMAGE:SCALE"),
+        ([PROMPT, "--control", "folder:good.png"], 1, "there is no folder 'folder' with a ControlNet"),
+        ([PROMPT, "--lora", "style.safetensors:0.5"], 1, "there is no LoRA file or folder 'style.safetensors'"),
+        ([PROMPT, "--lora", "text.txt:nan"], 2, "must be a finite number"),
+        ([PROMPT, "--embedding", "word.safetensors"], 1, "word.safetensors"),
+        ([PROMPT, "--clip-skip", "99"], 2, "clip_skip"),
+        ([PROMPT, "--prompts", "empty.txt"], 2, "empty.txt holds no prompts"),
+        ([PROMPT, "--frobnicate"], 2, "No such option"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(here, capsys, arguments, code, said):
+    Path("text.txt").write_text("words")
+    Path("empty.txt").write_text("\n")
+    Path("old.ckpt").write_bytes(b"pickle")
+    Image.new("RGB", (64, 64)).save("good.png")
+    got, out, err = call(capsys, "generate", *arguments)
+    assert (got, out) == (code, "")
+    assert said in err
+    assert err.count("\n") == 1
+    assert err.startswith("sdjax: ")
+    assert not Path("out.png").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_said(here, capsys):
+    Path("taken.png").mkdir()
+    Path("full").write_text("")
+    code, _, err = call(capsys, "generate", PROMPT, "--steps", 1, "-o", "full/out.png")
+    assert code == 2
+    assert "there is no folder 'full'" in err
+
+
+def test_what_a_long_prompt_loses_is_said(here, capsys):
+    code, out, err = call(capsys, "generate", "a red circle " * 40, "--steps", 1)
+    assert (code, out) == (0, "out.png\n")
+    assert "sdjax: warning: the prompt" in err
+    assert "cut off" in err
+
+
+@pytest.mark.parametrize("arguments", [["bad.png"], ["nowhere.png"], ["plain.png"]])
+def test_inspect_says_what_holds_no_parameters(here, capsys, arguments):
+    Path("bad.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    Image.new("RGB", (4, 4)).save("plain.png")
+    code, out, err = call(capsys, "inspect", *arguments)
+    assert (code, out) == (1, "")
+    assert arguments[0] in err
+
+
+def test_models_and_version_print_tables(capsys):
+    code, out, _ = call(capsys, "models")
+    assert code == 0
+    assert {"tiny", "sd-v1-5", "sd-v2-1", "sd-xl", "sd-turbo"} <= set(out.split())
+    code, out, _ = call(capsys, "version")
+    assert code == 0
+    assert out.startswith("sdjax ")
+
+
+def test_help_lists_the_commands():
+    done = CliRunner().invoke(cli.app, ["--help"])
+    assert done.exit_code == 0
+    for command in ("generate", "models", "inspect", "version"):
+        assert command in done.stdout
+
+
+def test_an_interrupt_ends_with_130(cache, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sdjax", "generate", PROMPT, "--steps", "1000", "--num", "64"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment_of(cache),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a runner of tests may have turned it off
+    )
+    time.sleep(8)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert err.strip().endswith("sdjax: interrupted")
+    assert not list(tmp_path.glob("*.png"))

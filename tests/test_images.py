@@ -1,0 +1,188 @@
+"""Pictures and masks come in many modes, and mean the same in all of them."""
+
+import io
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from sdjax.canvas import canvas, latent_mask, pasted, untouched
+from sdjax.errors import RequestError
+from sdjax.images import to_mask, to_rgb
+
+GRADIENT = np.tile(np.arange(0, 256, 4, np.uint8), (64, 1))
+
+
+def in_mode(mode):
+    grey = Image.fromarray(GRADIENT)
+    if mode == "I;16":
+        return Image.fromarray(GRADIENT.astype(np.uint16) * 257)
+    if mode == "I;16 in a PNG":
+        file = io.BytesIO()
+        Image.fromarray(GRADIENT.astype(np.uint16) * 256 + 99).save(file, "PNG")
+        return Image.open(file)
+    if mode == "I of 16 bits":
+        return Image.fromarray(GRADIENT.astype(np.int32) * 257)
+    if mode == "CMYK":
+        return grey.convert("RGB").convert("CMYK")
+    if mode == "P with transparency":
+        paletted = grey.convert("P")
+        paletted.info["transparency"] = bytes([255] * 256)
+        return paletted
+    if mode == "array":
+        return GRADIENT
+    if mode == "array of floats":
+        return np.repeat(GRADIENT[..., None] / 255, 3, axis=2)
+    return grey.convert(mode)
+
+
+MODES = ("L", "RGB", "P", "LA", "RGBA", "PA", "I;16", "I;16 in a PNG", "I", "I of 16 bits", "F", "CMYK", "YCbCr", "HSV")
+MODES += ("P with transparency", "array", "array of floats")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_picture_is_the_same_in_every_mode(mode):
+    off = 2 if mode in ("YCbCr", "HSV") else 0  # these round
+    np.testing.assert_allclose(to_rgb(in_mode(mode)).astype(int), GRADIENT[..., None].repeat(3, axis=2), atol=off)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_mask_is_the_same_in_every_mode(mode):
+    off = 2 / 255 if mode in ("YCbCr", "HSV") else 1e-6
+    np.testing.assert_allclose(to_mask(in_mode(mode)), GRADIENT / 255, atol=off)
+
+
+def test_a_mask_of_one_bit_is_black_and_white():
+    half = Image.new("1", (4, 2))
+    half.paste(1, (0, 0, 2, 2))
+    assert to_mask(half).tolist() == [[1, 1, 0, 0]] * 2
+    assert to_rgb(half)[0, :, 0].tolist() == [255, 255, 0, 0]
+
+
+def test_transparent_parts_are_laid_on_white_and_said():
+    see_through = Image.new("RGBA", (2, 2), (255, 0, 0, 0))
+    see_through.putpixel((0, 0), (255, 0, 0, 255))
+    with pytest.warns(UserWarning, match="image has transparent parts; they are laid on white"):
+        pixels = to_rgb(see_through)
+    assert pixels[0, 0].tolist() == [255, 0, 0]
+    assert pixels[1, 1].tolist() == [255, 255, 255]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        to_rgb(Image.new("RGBA", (2, 2), (255, 0, 0, 255)))
+
+
+def test_white_strokes_on_a_transparent_mask_are_what_is_repainted():
+    strokes = Image.new("RGBA", (4, 4), (255, 255, 255, 0))
+    strokes.putpixel((1, 2), (255, 255, 255, 255))
+    assert np.argwhere(to_mask(strokes)).tolist() == [[2, 1]]
+
+
+def test_a_mask_whose_alpha_alone_says_something_is_refused():
+    with pytest.raises(RequestError, match="only its transparency says"):
+        to_mask(Image.new("RGBA", (4, 4), (0, 0, 0, 0)))
+    assert not to_mask(Image.new("RGBA", (4, 4), (0, 0, 0, 255))).any()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photograph_stands_upright(orientation):
+    upright = np.zeros((16, 32, 3), np.uint8)
+    upright[:, :8, 0] = 255
+    turns = {1: None, 2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180}
+    turns |= {4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90}
+    turns |= {7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_270}
+    stored = Image.fromarray(upright)
+    stored = stored if orientation == 1 else stored.transpose(turns[orientation])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    stored.save(file, "PNG", exif=exif)
+    assert np.array_equal(to_rgb(Image.open(file)), upright)
+
+
+@pytest.mark.parametrize(
+    ("picture", "said"),
+    [
+        ("photo.png", "must be a PIL image or an array"),
+        (None, "must be a PIL image or an array"),
+        (np.zeros((4, 4, 2), np.uint8), r"not an array of shape \(4, 4, 2\)"),
+        (np.zeros((0, 4), np.uint8), "not an array of shape"),
+        (np.full((4, 4), np.nan), "must lie in 0..1"),
+        (np.full((4, 4), 2.0), "must lie in 0..1"),
+        (np.zeros((4, 4), np.int64), "an array of int64"),
+    ],
+)
+def test_what_is_no_picture_is_refused(picture, said):
+    with pytest.raises(RequestError, match=said):
+        to_rgb(picture)
+
+
+arrays = hnp.arrays(
+    st.sampled_from([np.uint8, np.float32, np.float64, np.bool_, np.int16]),
+    hnp.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=6),
+)
+
+
+@settings(deadline=None)
+@given(arrays)
+def test_any_array_is_read_or_refused(array):
+    for read, shape in ((to_rgb, (3,)), (to_mask, ())):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)
+                pixels = read(array)
+        except RequestError:
+            continue
+        assert pixels.shape == (*array.shape[:2], *shape)
+
+
+sides = st.integers(1, 90)
+
+
+@settings(deadline=None, max_examples=60)
+@given(sides, sides, st.none() | st.integers(1, 6), st.none() | st.integers(1, 6), sides, sides, st.data())
+def test_any_picture_and_mask_fit_and_what_is_kept_stays_to_the_byte(width, height, wide, tall, mw, mh, data):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (height, width, 3), np.uint8)
+    mask = (rng.uniform(size=(mh, mw)) < data.draw(st.sampled_from([0, 0.02, 0.5, 1]))).astype(np.uint8) * 255
+    padding = data.draw(st.none() | st.integers(0, 9))
+    size = (None if wide is None else 8 * wide, None if tall is None else 8 * tall)
+    made = canvas(
+        image, mask, size=size, multiple=8, largest=64, padding=padding, feather=data.draw(st.sampled_from([0, 2]))
+    )
+    assert made.pixels.shape[:2] == made.mask.shape
+    assert all(side % 8 == 0 and side > 0 for side in made.mask.shape)
+    assert latent_mask(made.mask, 8).shape == (made.mask.shape[0] // 8, made.mask.shape[1] // 8, 1)
+    result = pasted(made, rng.uniform(size=made.pixels.shape).astype(np.float32))
+    kept = made.paste == 0
+    assert np.array_equal(np.round(result * 255).astype(np.uint8)[kept], made.whole[kept])
+    assert np.array_equal(np.round(pasted(untouched(made), 0 * result[:8, :8]) * 255), made.whole)
+
+
+def test_a_picture_of_the_right_size_is_not_touched():
+    image = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
+    assert np.array_equal(canvas(image, None, size=(None, None), multiple=8, largest=64).pixels, image)
+
+
+def test_a_picture_is_cropped_around_its_centre():
+    image = np.zeros((16, 48, 3), np.uint8)
+    image[:, 16:32] = 255
+    assert (canvas(image, None, size=(16, 16), multiple=8, largest=64).pixels == 255).mean() > 0.95
+
+
+def test_a_mask_of_another_size_lies_over_the_whole_picture():
+    made = canvas(np.zeros((64, 32, 3), np.uint8), np.eye(2) > 0, size=(None, None), multiple=8, largest=64)
+    assert made.mask[:16, :8].min() > 0.9
+    assert made.mask[48:, :8].max() < 0.1
+
+
+def test_the_masked_region_alone_gets_the_whole_size():
+    mask = np.zeros((96, 200), np.uint8)
+    mask[40:60, 100:130] = 255
+    made = canvas(np.zeros((96, 200, 3), np.uint8), mask, size=(64, 64), multiple=8, largest=64, padding=5)
+    assert made.box == (95, 30, 135, 70)  # 40 wide with its surroundings, and as tall, for the target is square
+    assert made.pixels.shape == (64, 64, 3)
+    assert made.mask.mean() == pytest.approx(20 * 30 / 40**2, abs=0.02)
