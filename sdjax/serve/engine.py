@@ -36,7 +36,6 @@ from sdjax.serve.store import Store
 from sdjax.serve.warmup import foreseen, projection
 from sdjax.serve.work import Work, error_code
 
-SLOTS = 8
 LEASE_SECONDS = 15.0
 POLL_SECONDS = 0.5
 """How often an idle engine looks for jobs that other processes submitted, or lost."""
@@ -61,7 +60,9 @@ class GenerationEngine:
         pipe: the model.
         store: the jobs.
         name: of this engine, for the store's records.
-        slots: how many pictures are drawn at once.
+        slots: how many pictures are drawn at once; None is as many as fit the largest batch, and at least two, so that a
+            short job need not wait for a long one. Where batches gain nothing more slots make everybody slower
+            (`benchmarks/serving.py`).
         batch_sizes: to compile; None lets the backend decide. Of those, each slice takes what was measured to be best.
         sizes: (width, height) in pixels to compile before the engine is ready; None is the model's own.
         lease_seconds: after which a dead engine's jobs are others'.
@@ -77,14 +78,13 @@ class GenerationEngine:
         store: Store,
         *,
         name: str | None = None,
-        slots: int = SLOTS,
+        slots: int | None = None,
         batch_sizes: Sequence[int] | None = None,
         sizes: Sequence[tuple[int, int]] | None = None,
         lease_seconds: float = LEASE_SECONDS,
     ) -> None:
         self.pipe = pipe
         self.store = store
-        self.slots = slots
         self.ready = threading.Event()
         self.error: Exception | None = None
         self._name = name or f"{socket.gethostname()}:{os.getpid()}"
@@ -92,6 +92,7 @@ class GenerationEngine:
         self._sizes = ((native, native),) if sizes is None else tuple(sizes)
         self._lease_seconds = lease_seconds
         self._programs = Programs(pipe, batch_sizes or default_batch_sizes())
+        self.slots = slots or max(2, *self._programs.sizes)
         self._projection: Projection | None = None
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._wake = threading.Event()
