@@ -196,6 +196,16 @@ def inspect(
             print(f"{name}: {value}")
 
 
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(context: typer.Context) -> None:
+    """Answer jobs over HTTP until told to stop."""
+    try:
+        from sdjax.serve.cli import run
+    except ModuleNotFoundError as error:
+        raise SdjaxError(f"the server needs {error.name}: pip install 'sdjax[server]'") from error
+    run(context.args)
+
+
 @app.command()
 def version() -> None:
     """Print the versions of sdjax and of what it stands on."""

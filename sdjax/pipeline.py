@@ -124,6 +124,7 @@ class Pipeline:
         variant: str | None = None,
         revision: str | None = None,
         local_files_only: bool = False,
+        prediction_type: str | None = None,
     ) -> "Pipeline":
         """Load a checkpoint.
 
@@ -134,6 +135,8 @@ class Pipeline:
             variant: of the weight files, such as "fp16"; None takes those without.
             revision: a branch, tag or commit of a repository.
             local_files_only: ask no network.
+            prediction_type: what the network predicts ("epsilon", "v_prediction" or "sample"), over all that the
+                checkpoint says; None goes by that. One file of SD 2 is taken for a v-model unless it says otherwise.
 
         Raises:
             CheckpointError: it can't be found or read; the message says what is missing.
@@ -142,7 +145,12 @@ class Pipeline:
         known = named or next((row for row in VARIANTS.values() if row.source == str(model)), None)
         source = BUNDLED_FOLDER if named is VARIANTS[BUNDLED] else named.source if named else str(model)
         checkpoint = load(
-            source, dtype=_dtype(dtype), variant=variant, revision=revision, local_files_only=local_files_only
+            source,
+            dtype=_dtype(dtype),
+            variant=variant,
+            revision=revision,
+            local_files_only=local_files_only,
+            prediction_type=prediction_type,
         )
         name = BUNDLED if model is None else str(model)
         if known is None:

@@ -17,7 +17,7 @@ from sdjax.canvas import Canvas, canvas, untouched
 from sdjax.errors import RequestError
 from sdjax.generation import DECODED_AT_ONCE
 from sdjax.images import to_rgb
-from sdjax.loading import Checkpoint, checked_lora
+from sdjax.loading import Checkpoint, checked_loras
 from sdjax.prompts import Reading, reading
 from sdjax.schedulers import Schedule, begin_step, default_sampler, table
 
@@ -178,7 +178,7 @@ def resolve(
         embeddings=given.get("embeddings", ()),
         long_prompts=given.get("long_prompts", "truncate"),
     )
-    loras = tuple(checked_lora(entry, f"loras[{i}]") for i, entry in enumerate(given.get("loras", ())))
+    loras = checked_loras(given.get("loras", ()))
     latents = given.get("latents")
     if given.get("denoising_start") is not None and latents is None:
         raise RequestError("denoising_start goes on from latents: give them, from a call with output='latents'")

@@ -34,16 +34,16 @@ from training.latents import ENCODED_AT_ONCE, Latents, weights
 from training.loop import train
 from training.outlines import draw_outlined
 
-RANK = 4
-TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2")
+RANKS = {"to_q": 4, "to_k": 4, "to_v": 4, "to_out.0": 4, "conv1": 6, "conv2": 6}
+"""By how a layer's name ends: the projections of the UNet's attention, and the convolutions of its residual blocks."""
 PICTURES = 4096
-BATCH = 32
-PEAK_RATE = 2e-3
+BATCH = 16
+PEAK_RATE = 3e-3
 WARM_UP = 50
 UNCONDITIONAL_SHARE = 0.1
 
 Factors: TypeAlias = dict[str, dict[str, Array]]
-"""By a layer's published name: "up" (out, RANK) and "down" (RANK, in) or (RANK, in, height, width)."""
+"""By a layer's published name: "up" (out, rank) and "down" (rank, in) or (rank, in, height, width)."""
 
 
 class State(NamedTuple):
@@ -55,9 +55,9 @@ class State(NamedTuple):
 
 
 def targets(params: Params) -> dict[str, LeafPath]:
-    """The layers that are adapted: the projections of the UNet's attention and the convolutions of its residuals."""
+    """The UNet's layers that are adapted, by published name."""
     names = {tensor_name(path).removesuffix(".weight"): path for path in flatten_dict(params) if path[-1] == "kernel"}
-    return {name: path for name, path in names.items() if path[0] == "unet" and name.endswith(TARGETS)}
+    return {name: path for name, path in names.items() if path[0] == "unet" and name.endswith(tuple(RANKS))}
 
 
 def adapter(factors: Factors, paths: Mapping[str, LeafPath]) -> Adapter:
@@ -101,8 +101,9 @@ def initial_state(params: Params, steps: int) -> State:
     factors = {}
     for name, path in targets(params).items():
         out, *rest = torch_shape(path, leaves[path].shape)
-        down = rng.normal(size=(RANK, *rest)) / np.sqrt(np.prod(rest))
-        factors[name] = {"up": jnp.zeros((out, RANK)), "down": jnp.asarray(down, jnp.float32)}
+        rank = next(rank for ending, rank in RANKS.items() if name.endswith(ending))
+        down = rng.normal(size=(rank, *rest)) / np.sqrt(np.prod(rest))
+        factors[name] = {"up": jnp.zeros((out, rank)), "down": jnp.asarray(down, jnp.float32)}
     return State(factors, optimizer(steps).init(factors), jnp.zeros((), jnp.int32))
 
 
@@ -144,7 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train a LoRA for the bundled model.")
     parser.add_argument("--folder", type=Path, default=Path("runs/lora"))
     parser.add_argument("--file", type=Path, default=Path("sdjax/bundled/loras/outline.safetensors"))
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=1400)
     args = parser.parse_args()
     checkpoint = sdjax.Pipeline.from_pretrained(dtype="float32").checkpoint
     state = train(
@@ -155,7 +156,7 @@ def main() -> None:
         steps=args.steps,
         save_every=100,
     )
-    about = {"rank": RANK, "steps": args.steps, "pictures": PICTURES, "batch": BATCH}
+    about = {"ranks": RANKS, "steps": args.steps, "pictures": PICTURES, "batch": BATCH}
     write(
         state.factors,
         args.file,

@@ -11,8 +11,16 @@ from scipy import ndimage  # type: ignore[import-untyped]
 
 from training.drawings import Kind, Picture, Scene, Shape, draw
 
-HOLE: dict[Kind, float] = {"circle": 0.62, "square": 0.6, "triangle": 0.48, "star": 0.5}
-"""The hole's size in the shape's own. In the smallest shapes the line is 3 to 4 pixels thick: about one latent."""
+HOLE: dict[Kind, tuple[Kind, float]] = {
+    "circle": ("circle", 0.55),
+    "square": ("square", 0.52),
+    "triangle": ("triangle", 0.42),
+    "star": ("circle", 0.3),
+}
+"""What is cut out of a shape, and how large, in the shape's own radii.
+
+One latent covers 4 x 4 pixels, so thinner lines, or a star within a star, cannot be drawn.
+"""
 MIDDLE: dict[Kind, float] = {"triangle": 0.289, "star": 0.1}
 """How far below the middle of its box a shape's centre lies, in radii."""
 _DIFFERENT = 90
@@ -32,9 +40,9 @@ def draw_outlined(scene: Scene, size: int = 64) -> Picture:
 def _hole(shape: Shape, size: int) -> NDArray[np.float32]:
     """How much of each pixel a shape's hole covers: the same kind, smaller, about the shape's centre."""
     x, y = shape.center
-    scale = HOLE[shape.kind]
-    down = MIDDLE.get(shape.kind, 0.0) * shape.radius * (1 - scale)
-    hole = replace(shape, color="black", radius=scale * shape.radius, center=(x, y + down))
+    kind, scale = HOLE[shape.kind]
+    down = (MIDDLE.get(shape.kind, 0.0) - scale * MIDDLE.get(kind, 0.0)) * shape.radius
+    hole = replace(shape, kind=kind, color="black", radius=scale * shape.radius, center=(x, y + down))
     return 1 - draw(Scene("white", (hole,), place="center"), size)[..., 0].astype(np.float32) / 255
 
 

@@ -1,19 +1,23 @@
 """Checkpoints: found, read into a definition and immutable parameters, and written back."""
 
 from pathlib import Path
+from typing import get_args
 
 from jax.typing import DTypeLike
 
+from sdjax.errors import CheckpointError, RequestError
 from sdjax.loading.checkpoint import Checkpoint, assemble
 from sdjax.loading.controlnet import load_controlnet
 from sdjax.loading.folder import read_folder
 from sdjax.loading.lora import Adapter, apply_lora
-from sdjax.loading.lora_cache import checked_lora, lora_merger
+from sdjax.loading.lora_cache import checked_loras, lora_merger
 from sdjax.loading.lora_file import read_lora
 from sdjax.loading.saving import save_folder
-from sdjax.loading.source import locate
+from sdjax.loading.single_file import read_file
+from sdjax.loading.source import cached, locate
 from sdjax.loading.textual_inversion import Embedding, load_embedding
 from sdjax.loading.tokenizer import ClipTokenizer
+from sdjax.schedulers.config import PredictionType
 
 __all__ = [
     "Adapter",
@@ -21,7 +25,8 @@ __all__ = [
     "ClipTokenizer",
     "Embedding",
     "apply_lora",
-    "checked_lora",
+    "cached",
+    "checked_loras",
     "load",
     "load_controlnet",
     "load_embedding",
@@ -38,6 +43,7 @@ def load(
     variant: str | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
+    prediction_type: str | None = None,
 ) -> Checkpoint:
     """Load a folder in diffusers layout, a file in the original layout, or a repository on the hub.
 
@@ -47,9 +53,19 @@ def load(
         variant: of the weight files, such as "fp16".
         revision: a branch, tag or commit of a repository.
         local_files_only: ask no network.
+        prediction_type: what the network predicts: "epsilon", "v_prediction" or "sample", over all that the checkpoint
+            says; None goes by the folder's scheduler config, and in a file by the rules of `single_file`.
 
     Raises:
         CheckpointError: with what is missing or does not fit.
+        RequestError: `prediction_type` is none of those.
     """
+    if prediction_type not in (None, *get_args(PredictionType)):
+        allowed = ", ".join(map(repr, get_args(PredictionType)))
+        raise RequestError(f"prediction_type must be {allowed} or None, not {prediction_type!r}")
     path = locate(source, variant=variant, revision=revision, local_files_only=local_files_only)
-    return assemble(read_folder(path, variant=variant), dtype=dtype)
+    if path.is_dir():
+        return assemble(read_folder(path, variant=variant, prediction_type=prediction_type), dtype=dtype)
+    if variant is not None:
+        raise CheckpointError(f"{path} is one file, and variant={variant!r} picks among those of a folder")
+    return assemble(read_file(path, prediction_type=prediction_type), dtype=dtype)

@@ -1,6 +1,6 @@
 """From the parts of a checkpoint, wherever they came from, to a definition and its parameters."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,6 +16,8 @@ from sdjax.models import VAE, CLIPText, CLIPTextConfig, Definition, Params, UNet
 from sdjax.schedulers import SchedulerConfig
 
 Config = TypeVar("Config")
+TIME_IDS = (5, 6)
+"""Numbers of SDXL's micro-conditioning: sizes and crop (6), or sizes, crop and an aesthetic score (5, a refiner)."""
 TEXT_ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 
 
@@ -75,7 +77,15 @@ def assemble(
         raise CheckpointError(f"{parts.source} has no text encoder")
     for name in encoders:
         config = _config(parts, name, CLIPTextConfig.from_dict)
-        models[name] = (CLIPText, _fitted(config, parts.tokenizers[name], f"{parts.source}: {name}"), dtype)
+        where = f"{parts.source}: {name}"
+        projection = parts.tensors[name].get("text_projection.weight")
+        if projection is not None and config.projection_dim not in (None, projection.shape[0]):
+            raise CheckpointError(
+                f"{where}: projection_dim is {config.projection_dim} in its config, and {projection.shape[0]} in "
+                f"{projection.file.name}"
+            )
+        models[name] = (CLIPText, _fitted(config, parts.tokenizers[name], where), dtype)
+    _check_widths(parts.source, unet_config, vae_config, [models[name][1] for name in encoders])
     definitions, params = {}, {}
     for name, (model, config, arithmetic) in models.items():
         definitions[name], shapes = define(model, config, dtype=arithmetic, param_dtype=arithmetic)
@@ -105,6 +115,30 @@ def _config(parts: Parts, name: str, read: Callable[[Mapping[str, Any]], Config]
         return read(parts.configs[name])
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{parts.source}: {error}") from error
+
+
+def _check_widths(source: str, unet: UNetConfig, vae: VAEConfig, texts: Sequence[CLIPTextConfig]) -> None:
+    """Check that what one model gives is what the other takes: each may be well formed, and from another checkpoint."""
+    text = sum(config.hidden_size for config in texts)
+    if unet.context_channels != text:
+        raise CheckpointError(
+            f"{source}: the UNet's cross_attention_dim is {unet.context_channels}, and the text encoders give {text} "
+            "channels"
+        )
+    inpainting = 2 * vae.latent_channels + 1
+    if unet.in_channels not in (vae.latent_channels, inpainting):
+        raise CheckpointError(
+            f"{source}: the UNet's in_channels is {unet.in_channels}, and only {vae.latent_channels} (the latents) and "
+            f"{inpainting} (for inpainting a mask and masked latents too) are supported"
+        )
+    if unet.projection_input_dim is not None:
+        pooled = texts[-1].projection_dim or texts[-1].hidden_size
+        each = unet.addition_time_embed_dim or 0
+        if each <= 0 or unet.projection_input_dim not in (pooled + ids * each for ids in TIME_IDS):
+            raise CheckpointError(
+                f"{source}: the UNet's projection_class_embeddings_input_dim is {unet.projection_input_dim}, which is "
+                f"not the pooled text's {pooled} and {' or '.join(map(str, TIME_IDS))} time ids of {each}"
+            )
 
 
 def _fitted(config: CLIPTextConfig, tokenizer: ClipTokenizer, where: str) -> CLIPTextConfig:

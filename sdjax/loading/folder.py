@@ -18,22 +18,35 @@ STEMS = {
 OLD_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-def read_folder(folder: Path, *, variant: str | None) -> Parts:
+def read_folder(folder: Path, *, variant: str | None, prediction_type: str | None) -> Parts:
     """List what a folder holds; weights stay in their files.
+
+    A refiner's folder lists its first text encoder as absent ([null, null]): its one encoder is `text_encoder_2`.
 
     Args:
         folder: with a `model_index.json`.
         variant: of the weight files, such as "fp16" in `model.fp16.safetensors`; None takes those without.
+        prediction_type: what the network predicts, over what the scheduler's config says; None leaves it to that.
 
     Raises:
-        CheckpointError: a file is missing or unreadable.
+        CheckpointError: a file is missing or unreadable, or the folder has no denoiser or autoencoder.
     """
+    if not (folder / "model_index.json").is_file():
+        raise CheckpointError(_no_index(folder))
     index = read_json(folder / "model_index.json")
     # A component that the pipeline does without is listed as [null, null].
     present = [name for name in STEMS if (index.get(name) or [None])[0] is not None]
+    for name in ("unet", "vae"):
+        if name not in present:
+            raise CheckpointError(
+                f"{folder} has no {name}: its model_index.json lists {index.get(name)!r} for it"
+                f" (it is a {index.get('_class_name')})"
+            )
     configs: dict[str, dict[str, Any]] = {name: read_json(folder / name / "config.json") for name in present}
     configs["model_index"] = index
     configs["scheduler"] = read_json(folder / "scheduler" / "scheduler_config.json")
+    if prediction_type is not None:
+        configs["scheduler"] = _predicting(configs["scheduler"], prediction_type)
     tensors = {name: find_tensors(folder / name, STEMS[name], variant) for name in present}
     if "vae" in tensors:
         tensors["vae"] = {_vae_name(name): tensor for name, tensor in tensors["vae"].items()}
@@ -41,6 +54,19 @@ def read_folder(folder: Path, *, variant: str | None) -> Parts:
         tensors[name] = _text_names(tensors[name])
     tokenizers = {name: load_tokenizer(folder / TEXT_ENCODERS[name]) for name in TEXT_ENCODERS if name in present}
     return Parts(str(folder), configs, tensors, tokenizers)
+
+
+def _predicting(scheduler: dict[str, Any], prediction_type: str) -> dict[str, Any]:
+    """Change what a scheduler's config says about the network; keys that it lists as defaults are not read."""
+    defaults = [key for key in scheduler.get("_use_default_values", ()) if key != "prediction_type"]
+    listed = {"_use_default_values": defaults} if "_use_default_values" in scheduler else {}
+    return {**scheduler, **listed, "prediction_type": prediction_type}
+
+
+def _no_index(folder: Path) -> str:
+    files = sorted(file.name for file in folder.glob("*.safetensors"))
+    hint = f"; for a file in the original layout give its own path, such as {folder / files[0]}" if files else ""
+    return f"{folder} is no folder in diffusers layout: it has no model_index.json{hint}"
 
 
 def _vae_name(name: str) -> str:

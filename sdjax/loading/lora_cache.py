@@ -41,19 +41,24 @@ def lora_merger(params: Params) -> Callable[[Loras], Params]:
         return apply_lora(params, [(adapter(path, stamp), weight) for path, stamp, weight in loras])
 
     def merged(loras: Loras) -> Params:
-        checked = [checked_lora(entry, f"loras[{i}]") for i, entry in enumerate(loras)]
-        stamped = tuple((path, _stamp(path), weight) for path, weight in checked)
+        stamped = tuple((path, _stamp(path), weight) for path, weight in checked_loras(loras))
         return merge(stamped) if stamped else params
 
     return merged
 
 
-def checked_lora(entry: object, name: str) -> tuple[Path, float]:
-    """One entry of `loras`: a path and a finite weight.
+def checked_loras(loras: object) -> tuple[tuple[Path, float], ...]:
+    """Check the form of `loras`, without looking at a file.
 
     Raises:
-        RequestError: it is something else.
+        RequestError: it is not a sequence of (path, finite number).
     """
+    if isinstance(loras, str | bytes) or not isinstance(loras, Sequence):
+        raise RequestError(f"loras must be a list of (file or folder, weight), not {loras!r}")
+    return tuple(_checked_entry(entry, f"loras[{i}]") for i, entry in enumerate(loras))
+
+
+def _checked_entry(entry: object, name: str) -> tuple[Path, float]:
     match entry:
         case (str() | Path() as path, weight):
             return Path(path).expanduser(), checked_weight(weight, f"{name} ({path})")

@@ -3,36 +3,69 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
+from sdjax.errors import CheckpointError
 from sdjax.loading.checkpoint import TEXT_ENCODERS, Checkpoint
 from sdjax.loading.folder import STEMS
 from sdjax.loading.tokenizer import ClipTokenizer
 from sdjax.loading.weights import tensor_name, to_torch
 from sdjax.models import Params
 
+INDEX = "model_index.json"
+
 
 def save_folder(checkpoint: Checkpoint, folder: Path) -> None:
     """Write every part of a checkpoint; parameters keep their dtype.
 
     Text encoders are written with the prefix that published checkpoints have (`text_model.`).
+
+    All is written beside the folder first and moved into it at the end, so that a full disk or an interruption leaves
+    what was there. Of an existing folder each component's subfolder is replaced as a whole (another model's shards must
+    not stay beside the new weights), and whatever else it holds is left alone.
+
+    Raises:
+        CheckpointError: `folder` is a file.
     """
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder} is a file, and a checkpoint is saved as a folder")
     folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".saving-", dir=folder) as scratch:
+        written, replaced = Path(scratch) / "new", Path(scratch) / "old"
+        _write(checkpoint, written)
+        replaced.mkdir()
+        # The index last: it is what says that the folder is a checkpoint.
+        for part in sorted(written.iterdir(), key=lambda part: part.name == INDEX):
+            target = folder / part.name
+            if target.exists():
+                target.rename(replaced / part.name)
+            part.rename(target)
+
+
+def _write(checkpoint: Checkpoint, folder: Path) -> None:
     for name in checkpoint.params:
         component = folder / name
-        component.mkdir(exist_ok=True)
-        _write_json(component / "config.json", checkpoint.configs[name])
-        save_file(torch_tensors(checkpoint.params[name]), component / f"{STEMS[name]}.safetensors", {"format": "pt"})
+        component.mkdir(parents=True)
+        tensors = torch_tensors(checkpoint.params[name])
+        _write_json(component / "config.json", _with_dtype(checkpoint.configs[name], tensors))
+        save_file(tensors, component / f"{STEMS[name]}.safetensors", {"format": "pt"})
     encoders = [name for name, _ in checkpoint.definition.text_encoders]
     for name, tokenizer in zip(encoders, checkpoint.tokenizers, strict=True):
         save_tokenizer(tokenizer, folder / TEXT_ENCODERS[name])
-    (folder / "scheduler").mkdir(exist_ok=True)
+    (folder / "scheduler").mkdir()
     _write_json(folder / "scheduler" / "scheduler_config.json", checkpoint.configs["scheduler"])
-    _write_json(folder / "model_index.json", checkpoint.configs["model_index"])
+    _write_json(folder / INDEX, checkpoint.configs["model_index"])
+
+
+def _with_dtype(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
+    """Let a text encoder's config name the dtype that is saved: transformers loads in the one that it finds there."""
+    dtype = next(iter(tensors.values())).dtype.name
+    return {key: dtype if key in ("dtype", "torch_dtype") else value for key, value in config.items()}
 
 
 def torch_tensors(params: Params) -> dict[str, np.ndarray[Any, Any]]:

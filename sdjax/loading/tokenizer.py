@@ -1,5 +1,6 @@
-"""CLIP's byte-pair tokenizer from a checkpoint's files."""
+"""CLIP's byte-pair tokenizer, from a checkpoint's files or, for checkpoints that have none, from the package's."""
 
+import gzip
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from sdjax.errors import CheckpointError
 
 START, END = "<|startoftext|>", "<|endoftext|>"
+MERGES = Path(__file__).with_name("clip_merges.txt.gz")
 
 _WORD = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
@@ -79,6 +81,31 @@ def load_tokenizer(folder: Path) -> ClipTokenizer:
     else:
         raise CheckpointError(f"{folder} has neither vocab.json with merges.txt nor tokenizer.json")
     return clip_tokenizer(vocab, [(a, b) for a, b in merges], settings, where=str(folder))
+
+
+def published_tokenizer(pad: str) -> ClipTokenizer:
+    """The tokenizer of every published Stable Diffusion: 49,408 tokens, 77 a prompt.
+
+    The vocabulary follows from the merges: each byte, each byte at a word's end, each merge in its order, then start
+    and end (OpenAI's `simple_tokenizer.py`).
+
+    Args:
+        pad: the token that fills up a prompt: `END` for CLIP ViT-L (SD 1, SDXL's first encoder), "!" (id 0) for
+            OpenCLIP (SD 2, SDXL's second encoder).
+    """
+    lines = gzip.decompress(MERGES.read_bytes()).decode("utf-8").splitlines()
+    merges = [(left, right) for left, right in (line.split(" ") for line in lines)]
+    letters = _byte_letters()
+    ends = [letter + "</w>" for letter in letters]
+    tokens = [*letters, *ends, *(left + right for left, right in merges), START, END]
+    vocab = {token: index for index, token in enumerate(tokens)}
+    return clip_tokenizer(vocab, merges, {"pad_token": pad, "model_max_length": 77}, where=MERGES.name)
+
+
+def _byte_letters() -> list[str]:
+    """A visible letter for each byte: its own where it has one, else the next of those from U+0100 on."""
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    return [chr(byte) for byte in visible] + [chr(0x100 + i) for i in range(0x100 - len(visible))]
 
 
 def clip_tokenizer(

@@ -1,6 +1,7 @@
 """Tensors of safetensors files to parameters: which tensor fills which leaf, and in which orientation."""
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -26,9 +27,8 @@ PICKLES_REFUSED = (
     "convert them to .safetensors, or take a revision that has them"
 )
 
+FLOATS = ("F64", "F32", "F16", "BF16")
 LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
-MAPPED_AT_ONCE = 256 * 2**20
-"""Bytes of a file that are in memory beside the parameters; a mapping of the whole file would double the peak."""
 
 
 class Tensor(NamedTuple):
@@ -39,12 +39,6 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
     view: Callable[[NDArray[Any]], NDArray[Any]] | None = None
-
-    @property
-    def bytes(self) -> int:
-        """Size in the file; every dtype's name ends in its bits."""
-        bits = "".join(filter(str.isdigit, self.dtype.partition("_")[0])) or "8"
-        return int(np.prod(self.shape, dtype=np.int64)) * int(bits) // 8
 
 
 def open_tensors(file: Path) -> dict[str, Tensor]:
@@ -92,6 +86,12 @@ def check_finite(tensor: NDArray[Any], name: str) -> None:
         raise CheckpointError(f"{name} holds NaN or infinity")
 
 
+def open_metadata(file: Path) -> Mapping[str, str]:
+    """What a safetensors file says about itself beside its tensors."""
+    with safe_open(file, "np") as opened:
+        return dict(opened.metadata() or {})
+
+
 def find_tensors(folder: Path, stem: str, variant: str | None) -> dict[str, Tensor]:
     """List a component's tensors, of one file or of several that an index names.
 
@@ -101,22 +101,63 @@ def find_tensors(folder: Path, stem: str, variant: str | None) -> dict[str, Tens
     Raises:
         CheckpointError: nothing fits, a shard is missing, or there are only pickles.
     """
+    present = [file.name for file in folder.iterdir() if file.is_file()] if folder.is_dir() else []
+    chosen = folder / choose_weights(present, stem, variant, where=str(folder))
+    return open_tensors(chosen) if chosen.suffix == ".safetensors" else _sharded(chosen)
+
+
+def choose_weights(names: Iterable[str], stem: str, variant: str | None, *, where: str) -> str:
+    """Choose the file that a component's weights begin with, by the rule of `find_tensors`.
+
+    Args:
+        names: of the files of the component's folder.
+        stem: "model" or "diffusion_pytorch_model".
+        variant: asked for.
+        where: the folder, for errors.
+
+    Returns:
+        The name of an index of shards, or of a single file.
+
+    Raises:
+        CheckpointError: nothing fits, or there are only pickles.
+    """
+    present = sorted(names)
     suffix = f".{variant}" if variant else ""
+    single = f"{stem}{suffix}.safetensors"
     indexes = [f"{stem}.safetensors.index{suffix}.json", f"{stem}{suffix}.safetensors.index.json"]
-    for index in (folder / name for name in indexes):
-        if index.is_file():
-            return _sharded(index)
-    single = folder / f"{stem}{suffix}.safetensors"
-    if single.is_file():
-        return open_tensors(single)
-    present = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
-    if not any(name.endswith(".safetensors") for name in present) and any(Path(n).suffix in PICKLES for n in present):
-        raise CheckpointError(f"{folder} has only {', '.join(present)}: {PICKLES_REFUSED}")
-    raise CheckpointError(f"{single} is missing; {folder} has {', '.join(present) or 'nothing'}")
+    for candidate in (*indexes, single):
+        if candidate in present:
+            return candidate
+    pickles = [name for name in present if Path(name).suffix in PICKLES]
+    if pickles and not any(name.endswith(".safetensors") for name in present):
+        raise CheckpointError(f"{where} has weights in {', '.join(pickles)} only: {PICKLES_REFUSED}")
+    others = sorted({name for file in present if (name := variant_of(file, stem)) not in (None, variant or "")})
+    hint = "".join(f"; for those ask for {variant_argument(name)}" for name in others)
+    raise CheckpointError(f"{where} lacks {single}; it has {', '.join(present) or 'nothing'}{hint}")
+
+
+def variant_of(file: str, stem: str) -> str | None:
+    """The variant that a weight file's name tells: "fp16" for `model.fp16.safetensors`, "" for none, None for others.
+
+    Shards have their number before or after it: `model.fp16-00001-of-00002.safetensors` is today's form.
+    """
+    match = re.fullmatch(rf"{re.escape(stem)}({_SHARD})?(?:\.(\w+))?({_SHARD})?\.safetensors", file)
+    return None if match is None else match[2] or ""
+
+
+def variant_argument(name: str) -> str:
+    """How a caller asks for a variant: `variant="fp16"`, or `variant=None` for those without a name."""
+    return f'variant="{name}"' if name else "variant=None"
+
+
+_SHARD = r"-\d{5}-of-\d{5}"
 
 
 def _sharded(index: Path) -> dict[str, Tensor]:
-    weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    try:
+        weight_map: dict[str, str] = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{index} is not an index of shards: it has no readable weight_map") from error
     tensors: dict[str, Tensor] = {}
     for name in sorted(set(weight_map.values())):
         shard = index.parent / name
@@ -174,44 +215,47 @@ def fill(shapes: Params, tensors: Mapping[str, Tensor], *, component: str, place
         shape = to_torch(path, np.broadcast_to(np.float32(0), leaves[path].shape)).shape
         if _trimmed(tensors[name].shape) != _trimmed(shape):
             raise CheckpointError(f"{where}: {name} has shape {tensors[name].shape}, and its config asks for {shape}")
+        if tensors[name].dtype not in FLOATS:
+            raise CheckpointError(
+                f"{where}: {name} is stored as {tensors[name].dtype}, and only {', '.join(FLOATS)} are read: "
+                "quantized numbers mean nothing without their scales"
+            )
     filled = {}
     for name, array in _read({name: tensors[name] for name in wanted}):
         path = wanted[name]
         shape = to_torch(path, np.broadcast_to(np.float32(0), leaves[path].shape)).shape
         leaf = from_torch(path, array.reshape(shape))
-        filled[path] = place(path, leaf.astype(leaves[path].dtype))
+        filled[path] = place(path, _cast(leaf, leaves[path].dtype, f"{where}: {name}"))
     return FrozenDict(unflatten_dict(filled))
 
 
 def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
     """A pointwise convolution's kernel and a matrix hold the same numbers; checkpoints have either for the other."""
-    return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape
+    return shape[:2] if set(shape[2:]) == {1} else shape
+
+
+def _cast(leaf: NDArray[Any], dtype: Any, what: str) -> NDArray[Any]:
+    """Convert; infinities that the file holds stay, and new ones are refused."""
+    with np.errstate(over="ignore"):
+        cast = leaf.astype(dtype)
+    if cast.dtype != leaf.dtype and (np.isinf(cast) & ~np.isinf(leaf)).any():
+        raise CheckpointError(
+            f"{what} holds numbers that are too large for {dtype}; bfloat16 and float32 reach further"
+        )
+    return cast
 
 
 def _read(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Read tensors file by file, mapping a bounded part of a file at a time."""
+    """Read tensors file by file, one at a time."""
     by_file: dict[Path, list[tuple[str, Tensor]]] = {}
     for name, tensor in tensors.items():
         by_file.setdefault(tensor.file, []).append((name, tensor))
     for file, members in by_file.items():
-        for group in _groups(members):
-            with safe_open(file, "np") as opened:
-                for name, tensor in group:
-                    stored = opened.get_tensor(tensor.name)
-                    yield name, stored if tensor.view is None else tensor.view(stored)
-
-
-def _groups(members: Iterable[tuple[str, Tensor]]) -> Iterator[list[tuple[str, Tensor]]]:
-    group: list[tuple[str, Tensor]] = []
-    size = 0
-    for name, tensor in members:
-        group.append((name, tensor))
-        size += tensor.bytes
-        if size >= MAPPED_AT_ONCE:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
+        # A mapped file's pages would count as this process's memory beside the copies, up to the whole file's size.
+        with safe_open(file, "np", backend="pread") as opened:
+            for name, tensor in members:
+                stored = opened.get_tensor(tensor.name)
+                yield name, stored if tensor.view is None else tensor.view(stored)
 
 
 def _some(names: Iterable[str]) -> str:

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
 from typing import Any, TypeAlias, TypeVar
 
 import jax
@@ -35,7 +37,10 @@ def define(
     Returns:
         The definition, hashable and equal for equal arguments, and the tree of `jax.ShapeDtypeStruct` that it needs.
     """
-    module = nnx.eval_shape(lambda: model(config, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0)))
+    # `nnx.Rngs` counts its keys, which makes tracing slower with every layer; nothing is drawn here, so one key will do
+    # (SD 1.5's UNet: 0.6 s of processor time instead of 3.4).
+    same_key = SimpleNamespace(params=partial(jax.random.key, 0))
+    module = nnx.eval_shape(lambda: model(config, dtype=dtype, param_dtype=param_dtype, rngs=same_key))
     definition, state = nnx.split(module)
     return definition, FrozenDict(nnx.to_pure_dict(state))
 

@@ -408,7 +408,7 @@ class GenerationEngine:
         if work is None:
             return
         if error_code(error) == "internal":
-            logger.error("job %s failed", job_id, exc_info=error)
+            logger.error("failed", exc_info=error, extra={"job": job_id})
         self._forget(job_id, "error")
         self.store.fail(job_id, work.lease.fence, error_code(error), str(error) or type(error).__name__)
 

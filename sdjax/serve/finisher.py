@@ -66,7 +66,7 @@ class Finisher:
             data = {"format": kind, "seed": seeds[0], "seeds": seeds, "timings": timings}
             how = "complete" if self._store.finish(job.id, fence, images, data=data) else "gone"
         except Exception as error:
-            logger.exception("job %s could not be finished", job.id)
+            logger.exception("could not be finished", extra={"job": job.id})
             self._store.fail(job.id, fence, error_code(error), str(error))
         finally:
             self._leases.end(job.id)

@@ -162,13 +162,14 @@ class SqliteStore:
                 _tell_positions(write)
         return self.job(job_id)
 
-    def events(self, job_id: str, after: int = 0) -> list[Event]:
+    def events(self, job_id: str, after: int = 0, limit: int | None = None) -> list[Event]:
         """See `Store.events`."""
         rows = self._database.read(
             "SELECT id, name, data FROM events WHERE job = (SELECT number FROM jobs WHERE id = ?) AND id > ?"
-            " ORDER BY id",
+            " ORDER BY id LIMIT ?",
             job_id,
             after,
+            -1 if limit is None else limit,
         )
         return [Event(number, name, json.loads(data)) for number, name, data in rows]
 

@@ -126,8 +126,8 @@ class Store(Protocol):
     def cancel(self, job_id: str) -> Job | None:
         """End a job with the event `cancelled`, unless it is final; None where there is no such job."""
 
-    def events(self, job_id: str, after: int = 0) -> list[Event]:
-        """The story after event `after`."""
+    def events(self, job_id: str, after: int = 0, limit: int | None = None) -> list[Event]:
+        """The story after event `after`, no more than `limit` of it: previews are large."""
 
     def job(self, job_id: str) -> Job | None:
         """One job."""

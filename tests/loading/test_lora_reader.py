@@ -308,6 +308,12 @@ def test_loras_that_are_no_pairs_are_refused(loras):
         lora_merger(PARAMS)(loras)
 
 
+@pytest.mark.parametrize("loras", [None, 1, "a.safetensors", {"a.safetensors": 1.0}])
+def test_loras_that_are_no_list_are_refused(loras):
+    with pytest.raises(RequestError, match="loras must be a list"):
+        lora_merger(PARAMS)(loras)
+
+
 def test_an_absent_file_is_refused(tmp_path):
     for path in (tmp_path / "absent.safetensors", "bad\0name"):
         with pytest.raises(CheckpointError, match="there is no LoRA file or folder"):

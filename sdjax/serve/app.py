@@ -1,0 +1,201 @@
+"""The application: the parts of a server, put together."""
+
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import anyio
+from anyio import to_thread
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from sdjax.serve.bodies import BodyLimit
+from sdjax.serve.front import Front, Worker
+from sdjax.serve.heartbeat import heartbeat, keep_beating, say_goodbye, worker_name
+from sdjax.serve.logs import about_job
+from sdjax.serve.metrics import Counted, Metrics
+from sdjax.serve.problems import Failures, ProblemError, answer
+from sdjax.serve.queue import RequestQueue
+from sdjax.serve.registry import JobRegistry
+from sdjax.serve.routes import jobs, openai, operations
+from sdjax.serve.security import Guard, SafeHeaders
+from sdjax.serve.settings import Settings
+from sdjax.serve.store import Store
+
+PAGE = Path(__file__).parent / "page"
+RETAIN_EVERY = 600.0
+
+Boot: TypeAlias = Callable[[Worker], None]
+"""Loads the model and starts the engine, and writes what comes of it into the worker; runs in a thread of its own."""
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings, store: Store, boot: Boot) -> Starlette:
+    """Build a server.
+
+    Args:
+        settings: how it runs.
+        store: keeps the jobs; closed with the application.
+        boot: starts what draws them, when the application starts.
+    """
+    front = Front(
+        settings=settings,
+        queue=RequestQueue(
+            store, limit=settings.queue_limit, owner_limit=settings.key_limit, lora_dir=settings.lora_dir
+        ),
+        registry=JobRegistry(store),
+        metrics=Metrics(),
+        worker=Worker(),
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        front.registry.open()
+        threading.Thread(target=_booted, args=(boot, front.worker), name="sdjax-boot", daemon=True).start()
+        async with anyio.create_task_group() as group:
+            group.start_soon(_follow, front)
+            group.start_soon(_retain, settings, store)
+            if settings.callback_url:
+                group.start_soon(_beat, front, settings.callback_url)
+            yield
+            await drain(front)
+            group.cancel_scope.cancel()
+        front.registry.close()
+        await to_thread.run_sync(store.close)
+
+    app = Starlette(
+        routes=[*jobs.ROUTES, *openai.ROUTES, *operations.ROUTES],
+        middleware=_middleware(settings, front.metrics),
+        exception_handlers={
+            ProblemError: _on_problem,
+            HTTPException: _on_http,
+            ClientDisconnect: _on_disconnect,
+        },
+        lifespan=lifespan,
+    )
+    # Not a mount: it would match every path, and hide that a route has another method.
+    app.router.default = _page(StaticFiles(directory=PAGE, html=True))
+    app.state.front = front
+    return app
+
+
+async def drain(front: Front) -> None:
+    """Take no more jobs, let the running ones finish for a while, end the streams, and tell the hive. Twice is once."""
+    if front.worker.status == "draining":
+        return
+    front.worker.status = "draining"
+    try:
+        if front.worker.engine is not None:
+            await to_thread.run_sync(front.worker.engine.drain, front.settings.drain)
+    finally:
+        front.registry.close_streams()
+    if front.settings.callback_url:
+        await say_goodbye(front.settings.callback_url, await _beat_data(front))
+
+
+def _booted(boot: Boot, worker: Worker) -> None:
+    try:
+        boot(worker)
+    except Exception as error:
+        logger.exception("the model could not be loaded: %s", error)
+        worker.status = "error"
+
+
+def _middleware(settings: Settings, metrics: Metrics) -> list[Middleware]:
+    keys = [key.get_secret_value() for key in settings.api_key]
+    origins = list(settings.cors_origin)
+    cors = [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["authorization", "content-type", "last-event-id", "idempotency-key"],
+            expose_headers=["retry-after"],
+        )
+    ]
+    return [
+        Middleware(Counted, metrics=metrics),
+        Middleware(SafeHeaders),
+        *(cors if origins else ()),
+        Middleware(Guard, keys=keys, origins=origins, only_local=settings.is_loopback),
+        Middleware(Failures),
+        Middleware(BodyLimit, limit=settings.max_body),
+    ]
+
+
+def _page(files: StaticFiles) -> ASGIApp:
+    async def page(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] not in ("GET", "HEAD") or "\0" in scope["path"]:
+            raise HTTPException(404)
+        await files(scope, receive, send)
+
+    return page
+
+
+async def _follow(front: Front) -> None:
+    """Count and log the jobs that end."""
+    async for job in front.registry.finished():
+        front.metrics.finished(job)
+        if job.state == "complete" and job.started is not None and job.finished is not None:
+            front.queue.took(job.finished - job.started)
+        with about_job(job.id):
+            seconds = (job.finished or job.created) - job.created
+            logger.info("%s after %.2f s, %d pictures", job.state, seconds, job.images)
+
+
+async def _retain(settings: Settings, store: Store) -> None:
+    """Delete old jobs from time to time, where a limit is set."""
+    if settings.keep_days is None and settings.keep_bytes is None:
+        return
+    seconds = None if settings.keep_days is None else settings.keep_days * 86400
+    while True:
+        deleted = await to_thread.run_sync(lambda: store.retain(seconds=seconds, total_bytes=settings.keep_bytes))
+        if deleted:
+            logger.info("deleted %d old jobs", deleted)
+        await anyio.sleep(RETAIN_EVERY)
+
+
+async def _beat(front: Front, url: str) -> None:
+    async def beat() -> dict[str, Any]:
+        return await _beat_data(front)
+
+    await keep_beating(url, beat, lambda: front.worker.status in ("ready", "error"))
+
+
+async def _beat_data(front: Front) -> dict[str, Any]:
+    counts = await front.registry.counts()
+    settings = front.settings
+    return heartbeat(
+        front.worker, worker_id=worker_name(settings), port=settings.port, running=counts.get("running", 0)
+    )
+
+
+async def _on_problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ProblemError)
+    return answer(error, request.url.path)
+
+
+async def _on_http(request: Request, error: Exception) -> Response:
+    """What the router and the form parser raise."""
+    assert isinstance(error, HTTPException)
+    status = error.status_code
+    code, message = {
+        404: ("not_found", "there is nothing at this path"),
+        405: ("method_not_allowed", f"{request.method} is not for this path"),
+        413: ("too_large", "the body is too large"),
+    }.get(status, ("bad_request", str(error.detail)[:200]))
+    return answer(ProblemError(status, code, message, headers=error.headers), request.url.path)
+
+
+async def _on_disconnect(request: Request, error: Exception) -> Response:
+    return Response(status_code=400)  # nobody is there to read it

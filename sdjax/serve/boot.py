@@ -1,0 +1,70 @@
+"""From settings to a running server: the store, the model, the engine, and the front."""
+
+from sdjax.serve.app import create_app
+from sdjax.serve.front import Worker
+from sdjax.serve.logs import set_up_logging
+from sdjax.serve.served import SD_VERSIONS, served_model
+from sdjax.serve.server import bind, serve
+from sdjax.serve.settings import Settings
+from sdjax.serve.sqlite import SqliteStore
+from sdjax.serve.store import Store
+
+
+def serve_until_stopped(settings: Settings) -> None:
+    """Serve until a signal says to stop.
+
+    Raises:
+        SdjaxError: the address or the folder can't be had.
+    """
+    set_up_logging(settings.log_level, as_json=settings.log_json)
+    listener = bind(settings.host, settings.port)
+    settings = settings.model_copy(update={"port": listener.getsockname()[1]})
+    store = SqliteStore(settings.data_dir)
+
+    def boot(worker: Worker) -> None:
+        load(settings, store, worker)
+
+    serve(create_app(settings, store, boot), settings, listener)
+
+
+def load(settings: Settings, store: Store, worker: Worker) -> None:
+    """Load the model, start the engine, and wait until everything is compiled.
+
+    Raises:
+        Exception: the model can't be loaded, or the engine can't get ready.
+    """
+    # Here, since they take a second, in which the server answers already that it lives.
+    import jax
+
+    from sdjax import Pipeline
+    from sdjax.serve.engine import GenerationEngine
+    from sdjax.terminal import keep_compiled_programs
+
+    keep_compiled_programs()
+    pipe = Pipeline.from_pretrained(
+        _source(settings), dtype=settings.dtype, variant=settings.variant, revision=settings.revision
+    )
+    worker.device = jax.devices()[0].platform
+    worker.model = served_model(pipe, settings.sd_version)
+    engine = GenerationEngine(pipe, store, name=settings.worker_id, slots=settings.slots)
+    engine.start()
+    worker.engine = engine
+    while not engine.ready.wait(LOOK_EVERY):
+        if engine.error is not None:
+            raise engine.error
+        if worker.status == "draining":
+            return
+    if worker.status == "starting":
+        worker.status = "ready"
+
+
+def _source(settings: Settings) -> str | None:
+    if settings.model is not None:
+        return settings.model
+    if settings.model_path is not None:
+        return str(settings.model_path)
+    return SD_VERSIONS[settings.sd_version] if settings.sd_version else None
+
+
+LOOK_EVERY = 0.1
+"""Seconds between looks at whether the engine is ready."""

@@ -1,0 +1,56 @@
+"""Log lines for people or for machines, each with the job that it is about."""
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+
+_job: ContextVar[str | None] = ContextVar("job", default=None)
+_TEXT = "%(asctime)s %(levelname)s %(name)s%(about)s %(message)s"
+
+
+@contextmanager
+def about_job(job_id: str) -> Iterator[None]:
+    """Put the job's id on every line that is logged inside, in this thread or task."""
+    token = _job.set(job_id)
+    try:
+        yield
+    finally:
+        _job.reset(token)
+
+
+def set_up_logging(level: str, *, as_json: bool) -> None:
+    """Send all lines of the process to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_with_job)
+    handler.setFormatter(JsonLines() if as_json else logging.Formatter(_TEXT))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    for noisy in ("httpx", "httpcore", "sse_starlette", "asyncio", "PIL", "uvicorn.error", "jax"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time (RFC 3339), level, logger, job, message, and the traceback of an error."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See `logging.Formatter.format`."""
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "job": getattr(record, "job", None),
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps({name: value for name, value in line.items() if value is not None}, ensure_ascii=False)
+
+
+def _with_job(record: logging.LogRecord) -> bool:
+    job = getattr(record, "job", None) or _job.get()
+    record.job = job
+    record.about = f" job={job}" if job else ""
+    return True

@@ -1,0 +1,201 @@
+"""What OpenAI's image clients send, and how it becomes a job.
+
+Parameters that have no meaning for a diffusion model (`quality`, `style`, `moderation`, `user`, `safety_identifier`)
+are taken and change nothing; one that asks for something that can't be had is an error that names it.
+"""
+
+import base64
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+
+import numpy as np
+from PIL import Image, ImageOps
+from pydantic import Field, ValidationError
+
+from sdjax.serve.pictures import PictureError, read_picture, write_picture
+from sdjax.serve.problems import ProblemError, invalid, shown
+from sdjax.serve.schemas import (
+    MAX_IMAGES,
+    WHOLE,
+    Format,
+    Guidance,
+    ImageGeneration,
+    ImageInpaint,
+    ImageTransform,
+    Name,
+    Prompt,
+    Sampler,
+    Seed,
+    Steps,
+    Strength,
+    Strict,
+    field_problem,
+    job_request,
+)
+from sdjax.serve.served import ServedModel
+
+MASKED_STRENGTH = 1.0
+"""What a mask uncovers is drawn from nothing, as these clients expect; a picture without a mask keeps its outlines."""
+_SIZE = re.compile(r"(\d{1,5})x(\d{1,5})", re.ASCII)
+_PARAMS: Mapping[str, str] = {
+    "width": "size",
+    "height": "size",
+    "num_images": "n",
+    "response": "output_format",
+    "input_image": "image",
+    "init_image": "image",
+    "mask_image": "mask",
+    "preview_every": "partial_images",
+}
+"""A job's fields, by what these clients call them."""
+
+Quality: TypeAlias = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"]
+
+
+class ImageParams(Strict):
+    """What both routes take. `seed`, `steps`, `negative_prompt`, `guidance_scale` and `sampler` are ours."""
+
+    prompt: Prompt
+    model: Name | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_IMAGES), WHOLE] | None = None
+    size: (
+        Annotated[
+            str,
+            Field(
+                max_length=20,
+                description="WIDTHxHEIGHT in pixels, or auto.",
+                json_schema_extra={"pattern": r"^(auto|[0-9]{1,4}x[0-9]{1,4})$"},
+            ),
+        ]
+        | None
+    ) = None
+    response_format: Literal["b64_json", "url"] | None = None
+    output_format: Format | None = None
+    output_compression: Annotated[int, Field(ge=0, le=100), WHOLE] | None = Field(
+        None, description="Quality of jpeg and webp, in percent."
+    )
+    stream: bool | None = None
+    partial_images: Annotated[int, Field(ge=0, le=3), WHOLE] | None = None
+    background: Literal["auto", "opaque"] | None = None
+    quality: Quality | None = Field(None, description="Taken, and without effect.")
+    user: Name | None = Field(None, description="Likewise.")
+    safety_identifier: Name | None = Field(None, description="Likewise.")
+    negative_prompt: str | None = None
+    steps: Steps | None = None
+    guidance_scale: Guidance | None = None
+    seed: Seed | None = None
+    sampler: Sampler | None = None
+
+
+class Generation(ImageParams):
+    """`POST /v1/images/generations`."""
+
+    style: Literal["vivid", "natural"] | None = Field(None, description="Taken, and without effect.")
+    moderation: Literal["auto", "low"] | None = Field(None, description="Likewise.")
+
+
+class Edit(ImageParams):
+    """The fields of `POST /v1/images/edits`, beside its files `image` and `mask`."""
+
+    strength: Strength | None = None
+
+
+Params = TypeVar("Params", Generation, Edit)
+
+
+def image_params(kind: type[Params], value: Mapping[str, Any], *, is_form: bool) -> Params:
+    """Check parameters; those of a form are strings, and read as numbers where numbers are wanted.
+
+    Raises:
+        ProblemError: the first that is wrong.
+    """
+    try:
+        params = kind.model_validate(value, strict=not is_form)
+    except ValidationError as error:
+        raise field_problem(error.errors(include_url=False)[0], value) from None
+    is_lossless = (params.output_format or "png") == "png"
+    if params.output_compression not in (None, 100) and is_lossless:
+        raise invalid(
+            "output_compression", "output_compression is for jpeg and webp: a png is never compressed lossily"
+        )
+    if params.response_format == "url" and (params.stream or params.output_compression is not None):
+        raise invalid("response_format", "response_format can't be url together with stream or output_compression")
+    if params.partial_images and not params.stream:
+        raise invalid("partial_images", "partial_images needs stream: true")
+    return params
+
+
+def generation_job(params: Generation, model: ServedModel) -> ImageGeneration | ImageTransform | ImageInpaint:
+    """The job of a generation."""
+    width, height = _size(params.size)
+    return job_request({**_common(params, model), "operation": "image_generation", "width": width, "height": height})
+
+
+def edit_job(
+    params: Edit, image: bytes, mask: bytes | None, model: ServedModel
+) -> ImageGeneration | ImageTransform | ImageInpaint:
+    """The job of an edit. A mask's fully transparent pixels are repainted: the opposite of our own masks."""
+    picture = _read("image", image)
+    width, height = _size(params.size)
+    if width is not None and height is not None:
+        picture = ImageOps.exif_transpose(picture).resize((width, height), Image.Resampling.LANCZOS)
+        image = write_picture(picture, "png")
+    job = {**_common(params, model), "strength": params.strength}
+    if mask is None:
+        return job_request({**job, "operation": "image_transform", "input_image": _base64(image)})
+    covered = _read("mask", mask)
+    if "A" not in covered.getbands() and "transparency" not in covered.info:
+        raise invalid("mask", "mask must have transparency: what is fully transparent is repainted")
+    alpha = np.asarray(covered.convert("RGBA").getchannel("A"))
+    white = Image.fromarray(np.where(alpha == 0, 255, 0).astype(np.uint8))
+    strength = MASKED_STRENGTH if params.strength is None else params.strength
+    painted = {"init_image": _base64(image), "mask_image": _base64(write_picture(white, "png"))}
+    return job_request({**job, "operation": "image_inpaint", "strength": strength, **painted})
+
+
+def _common(params: ImageParams, model: ServedModel) -> dict[str, Any]:
+    steps = model.steps if params.steps is None else params.steps
+    every = steps // ((params.partial_images or 0) + 1)
+    return {
+        "prompt": params.prompt,
+        "negative_prompt": params.negative_prompt,
+        "model": params.model,
+        "num_images": params.n,
+        "steps": params.steps,
+        "guidance_scale": params.guidance_scale,
+        "seed": params.seed,
+        "sampler": params.sampler,
+        "preview_every": max(every, 1) if params.partial_images else 0,
+        # What is to be compressed harder than usual is kept whole, and encoded when it is sent.
+        "response": "png" if params.output_compression is not None else params.output_format,
+    }
+
+
+def renamed(problem: ProblemError) -> ProblemError:
+    """The same problem, with the field named as these clients know it."""
+    field = problem.field and _PARAMS.get(problem.field, problem.field)
+    message = problem.message
+    if field != problem.field and message.startswith(f"{problem.field}"):
+        message = f"{field}{message.removeprefix(problem.field or '')}"
+    return ProblemError(problem.status, problem.code, message, field=field, headers=problem.headers)
+
+
+def _size(text: str | None) -> tuple[int | None, int | None]:
+    if text is None or text == "auto":
+        return None, None
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise invalid("size", f"size must be like 512x512 (width x height) or auto, not {shown(text)}")
+    return int(match[1]), int(match[2])
+
+
+def _read(name: str, data: bytes) -> Image.Image:
+    try:
+        return read_picture(data)
+    except PictureError as error:
+        raise invalid(name, f"{name}: {error}") from None
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()

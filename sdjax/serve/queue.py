@@ -1,0 +1,197 @@
+"""The way in: a request is checked, its defaults are filled in, and it waits in the store."""
+
+import hashlib
+import secrets
+import threading
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from PIL import Image
+
+from sdjax.errors import RequestError
+from sdjax.serve.buckets import bucket
+from sdjax.serve.pictures import Limits, PictureError, from_base64, read_picture
+from sdjax.serve.problems import ProblemError, invalid, shown
+from sdjax.serve.schemas import ImageGeneration, ImageInpaint, ImageTransform, Lora
+from sdjax.serve.served import MOST_SIDE, MULTIPLE, ServedModel
+from sdjax.serve.store import Job, QueueFullError, Store
+
+STRENGTH = 0.8
+RECENT = 0.2
+"""Weight of the newest job in the mean of how long jobs take."""
+LONGEST_RETRY = 600
+
+
+class RequestQueue:
+    """Where jobs are submitted.
+
+    Args:
+        store: keeps them.
+        limit: jobs that may wait.
+        owner_limit: unfinished jobs that one owner may have.
+        lora_dir: the folder that `loras` are looked for in.
+    """
+
+    def __init__(
+        self, store: Store, *, limit: int | None = None, owner_limit: int | None = None, lora_dir: Path | None = None
+    ) -> None:
+        self._store = store
+        self._limit = limit
+        self._owner_limit = owner_limit
+        self._lora_dir = lora_dir
+        self._seconds: float | None = None
+        self._guard = threading.Lock()
+
+    def submit(
+        self,
+        wanted: ImageGeneration | ImageTransform | ImageInpaint,
+        model: ServedModel,
+        *,
+        owner: str = "",
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """Check a request against the model and put it into the queue. It decodes pictures and writes to the disk: not
+        for an event loop's thread.
+
+        Raises:
+            ProblemError: something is wrong with it (409, 422), or the queue is full (429).
+        """
+        _check_model(wanted.model, model)
+        request, blobs = resolved(wanted, model, self._lora_dir)
+        try:
+            return self._store.submit(
+                request,
+                bucket=bucket(request),
+                owner=owner,
+                idempotency_key=idempotency_key,
+                blobs=blobs,
+                queue_limit=self._limit,
+                owner_limit=self._owner_limit,
+            )
+        except QueueFullError as error:
+            after = min(max(round(self._seconds or 1), 1), LONGEST_RETRY)
+            raise ProblemError(429, "queue_full", str(error), headers={"Retry-After": str(after)}) from None
+
+    def took(self, seconds: float) -> None:
+        """Learn how long a job took, for estimates."""
+        with self._guard:
+            known = self._seconds
+            self._seconds = seconds if known is None else known + RECENT * (seconds - known)
+
+    def eta(self, position: int | None) -> float | None:
+        """Seconds until a job at this position begins, about; None while no job has been seen."""
+        return None if position is None or self._seconds is None else round(position * self._seconds, 1)
+
+
+def resolved(
+    wanted: ImageGeneration | ImageTransform | ImageInpaint, model: ServedModel, lora_dir: Path | None
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Fill in every default, and take the pictures out: the request as the store keeps it, and bytes by SHA-256.
+
+    An adapter has its whole path there, and the `name` that it was asked for by.
+
+    Raises:
+        ProblemError: a value that this model, or no picture, can have.
+    """
+    if model.needs_mask and not isinstance(wanted, ImageInpaint):
+        raise invalid("operation", f"{model.name} is an inpainting model: it takes image_inpaint alone")
+    request: dict[str, Any] = {
+        "operation": wanted.operation,
+        "prompt": wanted.prompt,
+        "negative_prompt": wanted.negative_prompt,
+        "steps": model.steps if wanted.steps is None else wanted.steps,
+        "guidance_scale": model.guidance_scale if wanted.guidance_scale is None else wanted.guidance_scale,
+        "seed": secrets.randbits(32) if wanted.seed is None else wanted.seed,
+        "sampler": model.sampler if wanted.sampler is None else wanted.sampler,
+        "num_images": wanted.num_images or 1,
+        "loras": [
+            {"name": lora.path, "path": str(find_lora(lora_dir, lora, index)), "strength": lora.strength}
+            for index, lora in enumerate(wanted.loras or ())
+        ],
+        "preview_every": wanted.preview_every or 0,
+        "response": wanted.response or "png",
+        "model": model.name,
+        "hive_id": wanted.hive_id,
+        "worker_id": wanted.worker_id,
+    }
+    blobs: dict[str, bytes] = {}
+    if isinstance(wanted, ImageGeneration):
+        request["width"] = _side("width", wanted.width, model)
+        request["height"] = _side("height", wanted.height, model)
+    else:
+        names = ("input_image",) if isinstance(wanted, ImageTransform) else ("init_image", "mask_image")
+        request["strength"] = STRENGTH if wanted.strength is None else wanted.strength
+        pictures = []
+        for name in names:
+            data, picture = _picture(name, getattr(wanted, name))
+            digest = hashlib.sha256(data).hexdigest()
+            blobs[digest] = data
+            request[name] = {"blob": digest}
+            pictures.append(picture)
+        request["width"], request["height"] = _fitted(names[0], pictures[0])
+    try:
+        model.check_sampler(request["sampler"], request["steps"])
+    except RequestError as error:
+        raise invalid("sampler", f"sampler: {error}") from None
+    return request, blobs
+
+
+def find_lora(folder: Path | None, lora: Lora, index: int) -> Path:
+    """The file or folder of an adapter, which lies inside `folder`, without a link on the way.
+
+    Args:
+        folder: of all adapters.
+        lora: what is asked for.
+        index: which of the request's adapters it is.
+
+    Raises:
+        ProblemError: it doesn't.
+    """
+    field = f"loras.{index}.path"
+    if folder is None:
+        raise invalid(field, "loras: this server has no adapter folder")
+    name = PurePosixPath(lora.path)
+    if name.is_absolute() or ".." in name.parts or "\\" in lora.path or "\0" in lora.path or not name.parts:
+        raise invalid(field, f"{field} must be a name inside the adapter folder, not {shown(lora.path)}")
+    try:
+        root = folder.resolve(strict=True)
+        found = (root / name).resolve(strict=True)
+    except (OSError, RuntimeError):
+        raise invalid(field, f"{field}: there is no adapter {shown(lora.path)}") from None
+    if found != root / name:
+        raise invalid(field, f"{field} must not be a link, and {shown(lora.path)} is or goes through one")
+    return found
+
+
+def _check_model(name: str | None, model: ServedModel) -> None:
+    if name is not None and name != model.name and name not in model.aliases:
+        raise ProblemError(409, "wrong_model", f"this worker serves {model.name}, not {shown(name)}", field="model")
+
+
+def _side(name: str, value: int | None, model: ServedModel) -> int:
+    side = model.size if value is None else value
+    if side < model.least_side:
+        raise invalid(name, f"{name} must be from {model.least_side} to {MOST_SIDE} pixels, not {side}")
+    return side
+
+
+def _picture(name: str, text: str) -> tuple[bytes, Image.Image]:
+    try:
+        data = from_base64(text)
+        return data, read_picture(data)
+    except PictureError as error:
+        raise invalid(name, f"{name}: {error}") from None
+
+
+def _fitted(name: str, picture: Image.Image) -> tuple[int, int]:
+    """The size that a picture is drawn at: its own, within what is allowed. Photos may say that they are turned."""
+    sides = picture.size[::-1] if picture.getexif().get(ORIENTATION, 1) >= 5 else picture.size
+    shrink = min(1.0, MOST_SIDE / max(sides))
+    width, height = (int(side * shrink) // MULTIPLE * MULTIPLE for side in sides)
+    if min(width, height) < Limits().least_side:
+        raise invalid(name, f"{name}: it is {picture.width}x{picture.height}, too long and thin to be drawn")
+    return width, height
+
+
+ORIENTATION = 0x0112
+"""The EXIF tag; values from 5 on exchange width and height."""

@@ -1,0 +1,146 @@
+"""The job routes: submit, read, list, listen, cancel."""
+
+import logging
+from typing import Any
+
+from anyio import to_thread
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from sdjax.serve.bodies import parse_object, read_body
+from sdjax.serve.front import Front, front_of, owner_of, viewer_of
+from sdjax.serve.logs import about_job
+from sdjax.serve.pictures import MEDIA_TYPES
+from sdjax.serve.problems import ProblemError, invalid, shown
+from sdjax.serve.routes import by_method
+from sdjax.serve.schemas import job_request
+from sdjax.serve.store import Job
+from sdjax.serve.stream import stream_job
+
+PAGE, LARGEST_PAGE = 50, 200
+
+logger = logging.getLogger(__name__)
+
+
+async def submit(request: Request) -> Response:
+    """`POST /v1/jobs`. The body is read as JSON whatever its type is said to be: `curl -d` alone calls it a form."""
+    front = front_of(request)
+    model = front.model()
+    owner = owner_of(request)
+    key = request.headers.get("idempotency-key")
+    if key is not None and not 0 < len(key) <= 255:
+        raise invalid("Idempotency-Key", "Idempotency-Key must have from 1 to 255 characters")
+    body = await read_body(request)
+
+    def accept() -> Job:
+        return front.queue.submit(job_request(parse_object(body)), model, owner=owner, idempotency_key=key)
+
+    job = await to_thread.run_sync(accept, limiter=front.submitters)
+    with about_job(job.id):
+        logger.info("accepted: %s", job.bucket)
+    url = f"/v1/jobs/{job.id}/stream"
+    return JSONResponse({"job_id": job.id, "sse_url": url}, headers={"Location": f"/v1/jobs/{job.id}"})
+
+
+async def read(request: Request) -> Response:
+    """`GET /v1/jobs/{job_id}`."""
+    front = front_of(request)
+    return JSONResponse(await view(front, await _job(request)))
+
+
+async def page(request: Request) -> Response:
+    """`GET /v1/jobs?limit=&before=`, newest first."""
+    front = front_of(request)
+    viewer = viewer_of(request)
+    limit = _limit(request.query_params.get("limit"))
+    before = request.query_params.get("before")
+    if before is not None:
+        try:
+            await front.registry.job(before, viewer)
+        except ProblemError:
+            message = f"before must be the id of a job, not {shown(before)}"
+            raise ProblemError(404, "not_found", message, field="before") from None
+    found = await front.registry.jobs(before=before, limit=limit + 1, owner=viewer)
+    jobs = [await view(front, job) for job in found[:limit]]
+    return JSONResponse({"jobs": jobs, "next": jobs[-1]["job_id"] if len(found) > limit else None})
+
+
+async def stream(request: Request) -> Response:
+    """`GET /v1/jobs/{job_id}/stream`."""
+    front = front_of(request)
+    last = request.headers.get("last-event-id")
+    return await stream_job(front.registry, await _job(request), last, keep_alive=front.settings.keep_alive)
+
+
+async def image(request: Request) -> Response:
+    """`GET /v1/jobs/{job_id}/images/{n}`."""
+    front = front_of(request)
+    job, number = await _job(request), request.path_params["n"]
+    if not number.isascii() or not number.isdigit():
+        raise ProblemError(404, "not_found", "pictures have numbers, from 0 on")
+    kind, content = await front.registry.image(job, int(number[:19]))
+    return Response(
+        content,
+        media_type=MEDIA_TYPES[kind],
+        headers={
+            "Cache-Control": "private, max-age=31536000, immutable",
+            "Content-Disposition": f'inline; filename="{job.id}-{int(number)}.{kind}"',
+            "Content-Security-Policy": "default-src 'none'; sandbox",
+        },
+    )
+
+
+async def cancel(request: Request) -> Response:
+    """`DELETE /v1/jobs/{job_id}`: 200 once it is cancelled, now or before; 409 where it had ended otherwise."""
+    front = front_of(request)
+    job = await front.registry.cancel(await _job(request))
+    if job.state != "cancelled":
+        raise ProblemError(409, "already_finished", f"the job has ended: {job.state}")
+    with about_job(job.id):
+        logger.info("cancelled")
+    return JSONResponse(await view(front, job))
+
+
+async def view(front: Front, job: Job) -> dict[str, Any]:
+    """A job as `schemas.JobView` describes it."""
+    position = await front.registry.position(job)
+    loras = [{"path": lora["name"], "strength": lora["strength"]} for lora in job.request["loras"]]
+    error = None
+    if job.state == "error":
+        last = await front.registry.last_event(job)
+        said = last.data if last is not None else {}
+        error = {"code": said.get("code", "error"), "message": said.get("message", "")}
+    return {
+        "job_id": job.id,
+        "state": job.state,
+        "request": {**job.request, "loras": loras},
+        "created": job.created,
+        "started": job.started,
+        "finished": job.finished,
+        "position": position,
+        "eta_seconds": front.queue.eta(position),
+        "timings": dict(job.timings),
+        "images": [f"/v1/jobs/{job.id}/images/{n}" for n in range(job.images)],
+        "error": error,
+        "sse_url": f"/v1/jobs/{job.id}/stream",
+    }
+
+
+async def _job(request: Request) -> Job:
+    return await front_of(request).registry.job(request.path_params["job_id"], viewer_of(request))
+
+
+def _limit(text: str | None) -> int:
+    if text is None:
+        return PAGE
+    if not (text.isascii() and text.isdigit() and len(text) < 5 and 1 <= int(text) <= LARGEST_PAGE):
+        raise invalid("limit", f"limit must be a whole number from 1 to {LARGEST_PAGE}, not {shown(text)}")
+    return int(text)
+
+
+ROUTES = [
+    by_method("/v1/jobs", GET=page, POST=submit),
+    by_method("/v1/jobs/{job_id}", GET=read, DELETE=cancel),
+    by_method("/v1/jobs/{job_id}/stream", GET=stream),
+    by_method("/v1/jobs/{job_id}/images/{n}", GET=image),
+]

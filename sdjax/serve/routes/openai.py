@@ -1,0 +1,295 @@
+"""The routes that OpenAI's image clients call."""
+
+import base64
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import anyio
+from anyio import to_thread
+from PIL import Image
+from sse_starlette import ServerSentEvent
+from starlette.datastructures import FormData, UploadFile
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from sdjax.serve.bodies import ARRIVES_WITHIN, parse_object, read_body
+from sdjax.serve.front import Front, front_of, owner_of
+from sdjax.serve.openai_schemas import Edit, Generation, ImageParams, edit_job, generation_job, image_params, renamed
+from sdjax.serve.pictures import write_picture
+from sdjax.serve.problems import ProblemError, invalid, openai_error, shown
+from sdjax.serve.routes import by_method
+from sdjax.serve.schemas import ImageGeneration, ImageInpaint, ImageTransform
+from sdjax.serve.served import ServedModel
+from sdjax.serve.store import FINAL, Event, Job
+from sdjax.serve.stream import event_stream, to_json
+
+LARGEST_FIELD = 1 << 18
+NO_RETRY = {"X-Should-Retry": "false"}
+"""OpenAI's clients try again after a 500 unless they are told not to: a job that failed would fail again."""
+CLIENT_LEFT = 499
+"""The status that nginx gives to a client that left: nobody reads it."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A job that somebody waits for, and how they want to have it."""
+
+    job: Job
+    params: ImageParams
+    prefix: str
+
+    @property
+    def format(self) -> str:
+        """Of the pictures."""
+        return self.params.output_format or "png"
+
+    def described(self) -> dict[str, Any]:
+        """What answers and events say of a picture."""
+        return {
+            "size": f"{self.job.request['width']}x{self.job.request['height']}",
+            "quality": self.params.quality or "auto",
+            "background": "opaque",
+            "output_format": self.format,
+        }
+
+    def encoded(self, kind: str, content: bytes) -> str:
+        """A picture in base64, in the format and quality that were asked for."""
+        if kind != self.format or self.params.output_compression is not None:
+            with Image.open(BytesIO(content)) as picture:
+                content = write_picture(picture, self.format, self.params.output_compression)
+        return base64.b64encode(content).decode()
+
+
+async def generations(request: Request) -> Response:
+    """`POST /v1/images/generations`."""
+    model = front_of(request).model()
+    body = await read_body(request)
+
+    def read() -> tuple[Generation, ImageGeneration | ImageTransform | ImageInpaint]:
+        params = image_params(Generation, parse_object(body), is_form=False)
+        return params, generation_job(params, model)
+
+    return await _draw(request, model, read, "image_generation")
+
+
+async def edits(request: Request) -> Response:
+    """`POST /v1/images/edits`, a form with files."""
+    model = front_of(request).model()
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise invalid("image", "an edit is sent as multipart/form-data, with the picture as the file `image`")
+    try:
+        with anyio.fail_after(ARRIVES_WITHIN):
+            form = await request.form(max_files=4, max_fields=64, max_part_size=LARGEST_FIELD)
+            images, mask, fields = await _files(form)
+    except TimeoutError:
+        raise ProblemError(408, "timeout", f"the body did not arrive within {ARRIVES_WITHIN:g} s") from None
+    finally:
+        await request.close()
+
+    def read() -> tuple[Edit, ImageGeneration | ImageTransform | ImageInpaint]:
+        params = image_params(Edit, fields, is_form=True)
+        if len(images) != 1:
+            raise invalid("image", f"image must be one picture, not {len(images)}")
+        return params, edit_job(params, images[0], mask, model)
+
+    return await _draw(request, model, read, "image_edit")
+
+
+async def models(request: Request) -> Response:
+    """`GET /v1/models`."""
+    front = front_of(request)
+    found = [_model(front, front.worker.model)] if front.worker.model else []
+    return JSONResponse({"object": "list", "data": found})
+
+
+async def model(request: Request) -> Response:
+    """`GET /v1/models/{name}`."""
+    front = front_of(request)
+    name, served = request.path_params["name"], front.worker.model
+    if served is None or name not in {served.name, *served.aliases}:
+        raise ProblemError(404, "model_not_found", f"there is no model {shown(name)} here", field="model")
+    return JSONResponse(_model(front, served))
+
+
+async def _draw(
+    request: Request,
+    model: ServedModel,
+    read: Callable[[], tuple[ImageParams, ImageGeneration | ImageTransform | ImageInpaint]],
+    prefix: str,
+) -> Response:
+    """Put the job into the queue and answer with what comes of it, as one answer or as a stream."""
+    front, owner = front_of(request), owner_of(request)
+
+    def accept() -> Drawing:
+        try:
+            params, wanted = read()
+            return Drawing(front.queue.submit(wanted, model, owner=owner), params, prefix)
+        except ProblemError as problem:
+            raise renamed(problem) from None
+
+    drawing = await to_thread.run_sync(accept, limiter=front.submitters)
+    if drawing.params.stream:
+        return event_stream(_streamed(front, drawing), keep_alive=front.settings.keep_alive)
+    try:
+        if not await _waited(request, front, drawing.job):
+            return Response(status_code=CLIENT_LEFT)
+        return JSONResponse(await _answer(request, front, drawing))
+    finally:
+        await _give_up(front, drawing.job)
+
+
+async def _waited(request: Request, front: Front, job: Job) -> bool:
+    """Wait until the job is complete; False where the client left before.
+
+    Raises:
+        ProblemError: it failed.
+    """
+    is_gone = False
+    last: Event | None = None
+    async with anyio.create_task_group() as group:
+
+        async def watch() -> None:
+            nonlocal is_gone
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+            is_gone = True
+            group.cancel_scope.cancel()
+
+        group.start_soon(watch)
+        async with aclosing(front.registry.story(job.id)) as story:
+            async for event in story:
+                last = event
+        group.cancel_scope.cancel()
+    if is_gone:
+        return False
+    _check(last)
+    return True
+
+
+def _check(last: Event | None) -> None:
+    if last is not None and last.name == "complete":
+        return
+    if last is not None and last.name == "error":
+        code, message = str(last.data.get("code", "error")), str(last.data.get("message", "the job failed"))
+        raise ProblemError(500, code, message, headers=NO_RETRY)
+    if last is not None and last.name == "cancelled":
+        raise ProblemError(410, "cancelled", "the job was cancelled")
+    raise ProblemError(503, "draining", "the server stops")
+
+
+async def _answer(request: Request, front: Front, drawing: Drawing) -> dict[str, Any]:
+    job, params = drawing.job, drawing.params
+    if params.response_format == "url":
+        base = str(request.base_url).rstrip("/")
+        count = job.request["num_images"]
+        data = [{"url": f"{base}/v1/jobs/{job.id}/images/{n}"} for n in range(count)]
+    else:
+        pictures = await front.registry.images(job.id)
+        data = await to_thread.run_sync(lambda: [{"b64_json": drawing.encoded(*picture)} for picture in pictures])
+    return {
+        "created": int(time.time()),
+        "data": data,
+        **drawing.described(),
+        "usage": NO_TOKENS,
+        "seed": job.request["seed"],
+    }
+
+
+async def _streamed(front: Front, drawing: Drawing) -> AsyncIterator[ServerSentEvent]:
+    """Partial pictures as they come, and the finished ones; these streams have no ids, and can't be resumed."""
+    sent = 0
+    last: Event | None = None
+    try:
+        async with aclosing(front.registry.story(drawing.job.id)) as story:
+            async for event in story:
+                last = event
+                if event.name == "preview" and sent < (drawing.params.partial_images or 0):
+                    yield await _partial(drawing, event.data, sent)
+                    sent += 1
+        try:
+            _check(last)
+        except ProblemError as problem:
+            yield ServerSentEvent(to_json({"type": "error", **openai_error(problem)}), event="error", sep="\n")
+            return
+        for kind, content in await front.registry.images(drawing.job.id):
+            encoded = await to_thread.run_sync(drawing.encoded, kind, content)
+            yield _event(drawing, "completed", {"b64_json": encoded, "usage": NO_TOKENS})
+    finally:
+        await _give_up(front, drawing.job)
+
+
+async def _partial(drawing: Drawing, preview: Mapping[str, Any], index: int) -> ServerSentEvent:
+    def encoded() -> str:
+        if preview["format"] == drawing.format:
+            return str(preview["image"])
+        with Image.open(BytesIO(base64.b64decode(preview["image"]))) as picture:
+            return base64.b64encode(write_picture(picture, drawing.format)).decode()
+
+    data = {"b64_json": await to_thread.run_sync(encoded), "partial_image_index": index}
+    return _event(drawing, "partial_image", data)
+
+
+def _event(drawing: Drawing, what: str, data: Mapping[str, Any]) -> ServerSentEvent:
+    name = f"{drawing.prefix}.{what}"
+    head = {"type": name, "created_at": int(time.time())}
+    return ServerSentEvent(to_json({**head, **drawing.described(), **data}), event=name, sep="\n")
+
+
+async def _give_up(front: Front, job: Job) -> None:
+    """Cancel the job unless it is final, whatever ended the wait for it."""
+    with anyio.CancelScope(shield=True):
+        if (await front.registry.job(job.id)).state not in FINAL:
+            await front.registry.cancel(job)
+
+
+async def _files(form: FormData) -> tuple[list[bytes], bytes | None, dict[str, Any]]:
+    """Pictures, mask and fields of a form.
+
+    Raises:
+        ProblemError: a field is given twice, or a file where a field should be, or the reverse.
+    """
+    images: list[bytes] = []
+    mask: bytes | None = None
+    fields: dict[str, Any] = {}
+    for name, value in form.multi_items():
+        is_file = isinstance(value, UploadFile)
+        field = name.removesuffix("[]")
+        if is_file != (field in ("image", "mask")):
+            raise invalid(field[:60], f"{shown(field)} must be {'text' if is_file else 'a file'}")
+        if isinstance(value, UploadFile):
+            content = await value.read()
+            if field == "image":
+                images.append(content)
+            elif mask is not None:
+                raise invalid("mask", "mask is given twice")
+            else:
+                mask = content
+        elif name in fields:
+            raise invalid(name[:60], f"{shown(name)} is given twice")
+        else:
+            fields[name] = value
+    return images, mask, fields
+
+
+def _model(front: Front, served: ServedModel) -> dict[str, Any]:
+    return {"id": served.name, "object": "model", "created": int(front.worker.since), "owned_by": "sdjax"}
+
+
+NO_TOKENS = {
+    "input_tokens": 0,
+    "output_tokens": 0,
+    "total_tokens": 0,
+    "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
+}
+"""These clients expect the field; nothing here is paid for by the token."""
+
+ROUTES = [
+    by_method("/v1/images/generations", POST=generations),
+    by_method("/v1/images/edits", POST=edits),
+    by_method("/v1/models", GET=models),
+    by_method("/v1/models/{name:path}", GET=model),
+]

@@ -1,0 +1,105 @@
+"""The process: uvicorn, and a drain before it stops."""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+from starlette.applications import Starlette
+
+from sdjax.errors import SdjaxError
+from sdjax.serve.app import drain
+from sdjax.serve.front import Front
+from sdjax.serve.settings import Settings
+
+CLOSING_SECONDS = 5
+"""What open connections have for their last bytes, once the jobs are drained."""
+TEARDOWN_SECONDS = 10.0
+"""After this, beyond all that, the process ends whatever still holds it: a compilation can't be interrupted."""
+
+logger = logging.getLogger(__name__)
+
+
+class DrainingServer(uvicorn.Server):
+    """A server whose first signal begins a drain, during which it goes on to answer; a second one stops it at once.
+
+    Args:
+        app: what it serves, made by `create_app`.
+        told: called when the first signal comes.
+    """
+
+    def __init__(self, app: Starlette, told: Callable[[], None] = lambda: None) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=CLOSING_SECONDS,
+            )
+        )
+        self._front: Front = app.state.front
+        self._told = told
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._draining: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn."""
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+        for listener in sockets or ():
+            host, port = listener.getsockname()[:2]
+            logger.info("listening at http://%s:%d", f"[{host}]" if ":" in host else host, port)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to drain, or stop. The signal isn't raised again afterwards: a process that was asked to stop, and did,
+        ends well.
+        """
+        if self._loop is None or self._draining is not None:
+            self.should_exit = self.force_exit = True
+            return
+        self._told()
+        self._loop.call_soon_threadsafe(self._begin, sig)
+
+    def _begin(self, sig: int) -> None:
+        logger.info("%s: draining", signal.Signals(sig).name)
+        self._draining = asyncio.ensure_future(self._drain())
+
+    async def _drain(self) -> None:
+        try:
+            await drain(self._front)
+        finally:
+            self.should_exit = True
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Take the address before anything is loaded: a port in use is an error at once.
+
+    Raises:
+        SdjaxError: it can't be had.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        taken = socket.socket(family, kind, protocol)
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(address)
+    except OSError as error:
+        raise SdjaxError(f"can't listen at {host} port {port}: {error.strerror or error}") from error
+    return taken
+
+
+def serve(app: Starlette, settings: Settings, listener: socket.socket) -> None:
+    """Answer at a bound socket until a signal says to stop."""
+
+    def watch() -> None:
+        # A thread, since nothing else is sure to run by then.
+        watchdog = threading.Timer(settings.drain + CLOSING_SECONDS + TEARDOWN_SECONDS, os._exit, (1,))
+        watchdog.daemon = True
+        watchdog.start()
+
+    DrainingServer(app, watch).run([listener])

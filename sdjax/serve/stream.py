@@ -1,0 +1,69 @@
+"""A job's story as server-sent events."""
+
+import base64
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from anyio import to_thread
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette.sse import AppStatus
+from starlette.responses import Response
+
+from sdjax.serve.registry import JobRegistry
+from sdjax.serve.store import FINAL, Event, Job
+
+SEND_WITHIN = 30.0
+"""Seconds that a reader may leave our bytes unread before we let go of it."""
+
+AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]  # our own drain ends streams, and says so in them
+
+
+async def stream_job(registry: JobRegistry, job: Job, last_event_id: str | None, *, keep_alive: float) -> Response:
+    """The answer to a reader. One that has heard the end gets 204, which tells an EventSource not to come back."""
+    after = await registry.place(job, last_event_id)
+    if after and job.state in FINAL and not await registry.has_more(job, after):
+        return Response(status_code=204, media_type="text/event-stream")
+    return event_stream(_told(registry, job.id, after), keep_alive=keep_alive)
+
+
+def event_stream(events: AsyncIterator[ServerSentEvent], *, keep_alive: float) -> EventSourceResponse:
+    """Events as a response, with comments where there are none for a while."""
+    return EventSourceResponse(
+        events,
+        ping=keep_alive,
+        ping_message_factory=lambda: ServerSentEvent(comment="keep-alive", sep="\n"),
+        sep="\n",
+        send_timeout=SEND_WITHIN,
+    )
+
+
+def to_json(data: Mapping[str, Any]) -> str:
+    """JSON as it stands in a stream: on one line, `type` first."""
+    return json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+
+
+def completed(data: Mapping[str, Any], pictures: Sequence[tuple[str, bytes]]) -> dict[str, Any]:
+    """The data of `complete` with the pictures in it."""
+    images = [base64.b64encode(content).decode() for _, content in pictures]
+    head = {"type": "complete", "image": images[0], "format": pictures[0][0]} if images else {"type": "complete"}
+    return {**head, "images": images, **{name: value for name, value in data.items() if name not in head}}
+
+
+async def _told(registry: JobRegistry, job_id: str, after: int) -> AsyncIterator[ServerSentEvent]:
+    name = ""
+    async with aclosing(registry.story(job_id, after)) as story:
+        async for event in story:
+            name = event.name
+            yield ServerSentEvent(await _data(registry, job_id, event), event=name, id=str(event.id), sep="\n")
+    if name not in FINAL and registry.is_closing:
+        yield ServerSentEvent(to_json({"type": "closing"}), event="closing", sep="\n")
+
+
+async def _data(registry: JobRegistry, job_id: str, event: Event) -> str:
+    data = {"type": event.name, **event.data}
+    if event.name != "complete":
+        return to_json(data)
+    pictures = await registry.images(job_id)
+    return await to_thread.run_sync(lambda: to_json(completed(data, pictures)))

@@ -1,0 +1,327 @@
+"""The contract of the original worker: its clients must be able to talk to us unchanged."""
+
+import base64
+import io
+import json
+
+import pytest
+from PIL import Image
+
+from tests.serve.conftest import as_base64, picture
+
+
+def test_a_generation_as_the_original_client_sends_it_is_drawn(server):
+    body = {
+        "operation": "image_generation",
+        "hive_id": "hive-1",
+        "model": "tiny",
+        "prompt": "a red circle on a blue background",
+        "negative_prompt": None,
+        "steps": 3,
+        "guidance_scale": 7.5,
+        "seed": 42,
+        "width": 64,
+        "height": 64,
+        "loras": [],
+        "worker_id": "test",
+    }
+    answer = server.client.post("/v1/jobs", json=body)
+    assert answer.status_code == 200
+    accepted = answer.json()
+    assert list(accepted) == ["job_id", "sse_url"]
+    assert accepted["sse_url"] == f"/v1/jobs/{accepted['job_id']}/stream"
+    events = server.events(accepted["job_id"])
+    assert [event["event"] for event in events] == ["queued", "progress", "progress", "progress", "complete"]
+    assert events[1]["data"] == '{"type":"progress","step":1,"total":3,"percent":33.333333333333336}'
+    assert json.loads(events[0]["data"]) == {"type": "queued", "position": 1}
+    complete = json.loads(events[-1]["data"])
+    assert list(complete)[:3] == ["type", "image", "format"]
+    assert complete["type"] == "complete"
+    assert complete["format"] == "png"
+    assert complete["images"] == [complete["image"]]
+    assert complete["seed"] == 42
+    assert complete["timings"] == {"denoise": 0.5}
+    assert Image.open(io.BytesIO(base64.b64decode(complete["image"]))).size == (64, 64)
+
+
+def test_a_transform_as_the_original_client_sends_it_is_drawn_at_the_pictures_size(server):
+    body = {
+        "operation": "image_transform",
+        "prompt": "a green square",
+        "input_image": as_base64(picture(100, 72)),
+        "strength": 0.6,
+        "steps": 2,
+        "seed": 1,
+    }
+    job_id = server.client.post("/v1/jobs", json=body).json()["job_id"]
+    complete = json.loads(server.events(job_id)[-1]["data"])
+    assert complete["type"] == "complete"
+    request = server.job(job_id)["request"]
+    assert (request["width"], request["height"], request["strength"]) == (96, 72, 0.6)
+    assert len(request["input_image"]["blob"]) == 64
+
+
+def test_an_inpainting_as_the_original_client_sends_it_is_drawn(server):
+    body = {
+        "operation": "image_inpaint",
+        "prompt": "a green square",
+        "init_image": as_base64(picture()),
+        "mask_image": as_base64(picture(mode="L", color=255)),
+        "steps": 2,
+    }
+    job_id = server.client.post("/v1/jobs", json=body).json()["job_id"]
+    assert server.events(job_id)[-1]["event"] == "complete"
+    job = server.job(job_id)
+    assert job["request"]["strength"] == 0.8
+    assert server.store.blob(job["request"]["mask_image"]["blob"]) == picture(mode="L", color=255)
+
+
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", "application/json", None])
+def test_a_body_is_json_whatever_its_content_type_says(server, kind):
+    content = b'{"operation": "image_generation", "prompt": "a circle", "steps": 1}'
+    headers = {} if kind is None else {"Content-Type": kind}
+    assert server.client.post("/v1/jobs", content=content, headers=headers).status_code == 200
+
+
+def test_defaults_are_the_models_and_the_seed_is_reported(server):
+    request = server.job(server.submit())["request"]
+    assert request["steps"] == 20
+    assert request["guidance_scale"] == 3.0
+    assert request["sampler"] == "ddim"
+    assert (request["width"], request["height"]) == (64, 64)
+    assert 0 <= request["seed"] < 2**64
+    assert (request["num_images"], request["preview_every"], request["response"]) == (1, 0, "png")
+
+
+def test_optional_fields_take_null_for_their_default(server):
+    names = ("negative_prompt", "steps", "guidance_scale", "seed", "width", "height", "loras", "sampler", "model")
+    nulls = dict.fromkeys((*names, "num_images", "preview_every", "response", "hive_id", "worker_id"))
+    assert server.job(server.submit(**nulls))["request"]["steps"] == 20
+
+
+def test_a_whole_number_may_be_written_with_a_point(server):
+    content = (
+        '{"operation": "image_generation", "prompt": "a circle", "steps": 2.0, "width": 64.0, "guidance_scale": 5}'
+    )
+    job_id = server.client.post("/v1/jobs", content=content).json()["job_id"]
+    request = server.job(job_id)["request"]
+    assert (request["steps"], request["width"], request["guidance_scale"]) == (2, 64, 5.0)
+
+
+def test_the_largest_seed_comes_back_exactly(server):
+    job_id = server.submit(seed=2**64 - 1, steps=1)
+    server.wait(job_id, "complete")
+    assert server.job(job_id)["request"]["seed"] == 2**64 - 1
+    assert json.loads(server.events(job_id)[-1]["data"])["seed"] == 2**64 - 1
+
+
+def test_previews_come_as_often_as_asked_for(server):
+    job_id = server.submit(steps=7, preview_every=2)
+    previews = [json.loads(event["data"]) for event in server.events(job_id) if event["event"] == "preview"]
+    assert [preview["step"] for preview in previews] == [2, 4, 6]
+    assert list(previews[0]) == ["type", "step", "total", "percent", "image", "format"]
+    assert base64.b64decode(previews[0]["image"]).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
+def test_pictures_are_fetched_by_number_in_the_format_that_was_asked_for(server, kind):
+    job_id = server.submit(steps=1, num_images=2, seed=200, response=kind)
+    complete = json.loads(server.events(job_id)[-1]["data"])
+    assert complete["format"] == kind
+    for n, image in enumerate(complete["images"]):
+        answer = server.client.get(f"/v1/jobs/{job_id}/images/{n}")
+        assert answer.headers["content-type"] == f"image/{kind}"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.content == base64.b64decode(image)
+    assert complete["images"][0] != complete["images"][1]
+    for n in ("2", "-1", "x", "9" * 30, "0x0", "１"):
+        answer = server.client.get(f"/v1/jobs/{job_id}/images/{n}")
+        assert answer.status_code == 404, n
+        assert answer.json()["error"]["code"] == "not_found"
+
+
+def test_a_failed_job_says_why(server):
+    job_id = server.submit("fail", steps=1)
+    last = server.events(job_id)[-1]
+    assert last["event"] == "error"
+    assert json.loads(last["data"]) == {"type": "error", "code": "not_finite", "message": "it came out as NaN"}
+    job = server.job(job_id)
+    assert job["state"] == "error"
+    assert job["error"] == {"code": "not_finite", "message": "it came out as NaN"}
+
+
+def test_a_job_is_described(server):
+    job_id = server.submit("a circle", steps=1, hive_id="h")
+    job = server.wait(job_id, "complete")
+    assert job["job_id"] == job_id
+    assert job["request"]["hive_id"] == "h"
+    assert job["request"]["prompt"] == "a circle"
+    assert job["created"] <= job["started"] <= job["finished"]
+    assert job["images"] == [f"/v1/jobs/{job_id}/images/0"]
+    assert job["position"] is None
+    assert job["error"] is None
+    assert job["timings"] == {"denoise": 0.5}
+
+
+def test_jobs_are_listed_newest_first_page_by_page(server):
+    made = [server.submit(f"number {i}", steps=1) for i in range(5)]
+    first = server.client.get("/v1/jobs", params={"limit": 2}).json()
+    assert [job["job_id"] for job in first["jobs"]] == made[:2:-1]
+    second = server.client.get("/v1/jobs", params={"limit": 2, "before": first["next"]}).json()
+    assert [job["job_id"] for job in second["jobs"]] == made[2:0:-1]
+    everything, before = [], None
+    while True:
+        page = server.client.get("/v1/jobs", params={"limit": 200, **({"before": before} if before else {})}).json()
+        everything += [job["job_id"] for job in page["jobs"]]
+        before = page["next"]
+        if before is None:
+            break
+    assert everything[:5] == made[::-1]
+    assert len(set(everything)) == len(everything)
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("limit=0", "limit"),
+        ("limit=201", "limit"),
+        ("limit=x", "limit"),
+        ("limit=1e1", "limit"),
+        ("before=x", "before"),
+    ],
+)
+def test_a_page_that_cannot_be_is_an_error_that_names_the_parameter(server, query, field):
+    answer = server.client.get(f"/v1/jobs?{query}")
+    assert answer.status_code == (422 if field == "limit" else 404)
+    assert answer.json()["error"]["field"] == field
+
+
+@pytest.mark.parametrize("job_id", ["x", "0" * 32, "..", "%00", "a" * 5000, "é" * 32])
+def test_a_job_that_does_not_exist_is_404_everywhere(server, job_id):
+    for method, path in (("GET", ""), ("GET", "/stream"), ("GET", "/images/0"), ("DELETE", "")):
+        answer = server.client.request(method, f"/v1/jobs/{job_id}{path}")
+        if job_id != "..":
+            assert answer.status_code == 404, (method, path)
+        assert answer.json()["error"]["code"] in ("not_found", "method_not_allowed")
+
+
+def test_the_same_idempotency_key_gives_the_same_job(server):
+    body = {"operation": "image_generation", "prompt": "a circle", "steps": 1}
+    headers = {"Idempotency-Key": "once"}
+    first, second = (server.client.post("/v1/jobs", json=body, headers=headers).json() for _ in range(2))
+    assert first == second
+
+
+def test_another_model_than_the_served_one_is_409(server):
+    body = {"operation": "image_generation", "prompt": "a circle", "model": "sd-xl"}
+    answer = server.client.post("/v1/jobs", json=body)
+    assert answer.status_code == 409
+    assert answer.json()["error"]["code"] == "wrong_model"
+    assert answer.json()["error"]["field"] == "model"
+    assert "tiny" in answer.json()["error"]["message"]
+    assert server.client.post("/v1/jobs", json={**body, "model": "bundled"}).status_code == 200
+
+
+def test_a_wrong_method_lists_the_right_ones(server):
+    answer = server.client.delete("/v1/jobs")
+    assert answer.status_code == 405
+    assert {name.strip() for name in answer.headers["allow"].split(",")} == {"GET", "HEAD", "POST"}
+    assert answer.json()["error"]["code"] == "method_not_allowed"
+    assert server.client.post("/health").json()["error"]["code"] == "method_not_allowed"
+
+
+def test_probes_answer(server):
+    assert server.client.get("/health").json() == {"status": "ok"}
+    assert server.client.get("/ready").json() == {"status": "ready", "model": "tiny"}
+    assert server.client.head("/health").status_code == 200
+
+
+def test_a_server_whose_model_loads_lives_but_is_not_ready(serve):
+    import threading
+
+    go = threading.Event()
+    starting = serve(boot=lambda worker: go.wait(10))
+    assert starting.client.get("/health").status_code == 200
+    assert starting.client.get("/ready").status_code == 503
+    assert starting.client.get("/ready").json()["status"] == "starting"
+    answer = starting.client.post("/v1/jobs", json={"operation": "image_generation", "prompt": "x"})
+    assert answer.status_code == 503
+    assert answer.json()["error"]["code"] == "starting"
+    assert int(answer.headers["retry-after"]) >= 1
+    go.set()
+
+
+def test_a_model_that_cannot_be_loaded_is_said_so(serve):
+    def broken(worker):
+        raise ValueError("no such folder")
+
+    failed = serve(boot=broken)
+    assert failed.client.get("/health").status_code == 200
+    assert failed.client.get("/ready").json()["status"] == "error"
+    answer = failed.client.post("/v1/jobs", json={"operation": "image_generation", "prompt": "x"})
+    assert answer.status_code == 503
+    assert answer.json()["error"]["code"] == "unavailable"
+
+
+def test_metrics_count_jobs_and_requests(server):
+    job_id = server.submit(steps=1)
+    server.wait(job_id, "complete")
+    from tests.serve.conftest import wait_for
+
+    text = wait_for(lambda: "sdjax_job_run_seconds_count" in (t := server.client.get("/metrics").text) and t)
+    assert 'sdjax_jobs{state="complete"}' in text
+    assert "sdjax_ready 1.0" in text
+    assert 'sdjax_engine{what="slots"} 1.0' in text
+    assert 'sdjax_engine_seconds{phase="denoise"} 1.5' in text
+    assert 'route="/v1/jobs/{job_id}"' in text
+    assert job_id not in text
+
+
+def test_a_fault_of_ours_is_a_500_of_the_same_shape(server, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("a secret of the disk")
+
+    monkeypatch.setattr(server.store, "jobs", broken)
+    answer = server.client.get("/v1/jobs")
+    assert answer.status_code == 500
+    assert answer.json()["error"]["code"] == "internal"
+    assert "secret" not in answer.text
+    monkeypatch.setattr(server.store, "submit", broken)
+    answer = server.client.post("/v1/images/generations", json={"prompt": "x"})
+    assert answer.json()["error"]["type"] == "server_error"
+
+
+def test_an_inpainting_model_draws_nothing_else(serve):
+    server = serve(model={"needs_mask": True})
+    answer = server.client.post("/v1/jobs", json={"operation": "image_generation", "prompt": "x"})
+    assert answer.status_code == 422
+    assert answer.json()["error"]["field"] == "operation"
+
+
+def test_a_published_models_own_limits_hold(serve):
+    server = serve(model={"size": 512})
+    body = {"operation": "image_generation", "prompt": "x", "steps": 1}
+    assert server.client.post("/v1/jobs", json={**body, "width": 248}).json()["error"]["field"] == "width"
+    assert server.client.post("/v1/jobs", json={**body, "width": 256, "height": 2048}).status_code == 200
+
+
+def test_the_description_is_openapi_3_1_of_the_same_schemas(server):
+    document = server.client.get("/openapi.json").json()
+    assert document["openapi"] == "3.1.0"
+    fields = document["components"]["schemas"]["ImageGeneration"]["properties"]
+    assert fields["steps"]["anyOf"][0] == {"type": "integer", "minimum": 1, "maximum": 150}
+    assert set(fields) == {
+        *("operation", "hive_id", "model", "prompt", "negative_prompt", "steps", "guidance_scale", "seed"),
+        *("width", "height", "loras", "worker_id", "sampler", "num_images", "preview_every", "response"),
+    }
+
+
+def test_the_documentation_page_asks_no_other_host(server):
+    answer = server.client.get("/docs")
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert "http://" not in answer.text
+    assert "https://" not in answer.text
+    assert "<script" not in answer.text
+    for path in ("/v1/jobs/{job_id}/stream", "/v1/images/edits", "/metrics"):
+        assert path in answer.text

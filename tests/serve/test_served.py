@@ -1,0 +1,29 @@
+"""What a worker says of its model, by the names that the original worker has for published checkpoints."""
+
+import pytest
+
+import sdjax
+from sdjax.serve.served import SD_VERSIONS, served_model
+from sdjax.variants import VARIANTS
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return sdjax.Pipeline.from_pretrained()
+
+
+def test_the_bundled_model_has_its_own_defaults(pipe):
+    served = served_model(pipe, None)
+    assert (served.name, served.steps, served.guidance_scale) == ("tiny", 20, 3.0)
+    assert (served.size, served.least_side, served.sampler) == (64, 64, "ddim")
+    assert not served.needs_mask
+
+
+@pytest.mark.parametrize("version", SD_VERSIONS)
+def test_a_version_has_its_defaults_and_answers_to_all_its_names(pipe, version):
+    served = served_model(pipe, version)
+    variant = VARIANTS[SD_VERSIONS[version]]
+    assert served.name == version
+    assert {version, SD_VERSIONS[version], variant.source} <= served.aliases
+    expected = (4, 0.0) if version == "turbo" else (20, 7.5)
+    assert (served.steps, served.guidance_scale) == expected
