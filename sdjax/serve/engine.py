@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -35,7 +36,6 @@ from sdjax.serve.store import Store
 from sdjax.serve.warmup import foreseen, projection
 from sdjax.serve.work import Work, error_code
 
-SLOTS = 8
 LEASE_SECONDS = 15.0
 POLL_SECONDS = 0.5
 """How often an idle engine looks for jobs that other processes submitted, or lost."""
@@ -60,7 +60,9 @@ class GenerationEngine:
         pipe: the model.
         store: the jobs.
         name: of this engine, for the store's records.
-        slots: how many pictures are drawn at once.
+        slots: how many pictures are drawn at once; None is as many as fit the largest batch, at least two, so that a
+            short job need not wait for a long one. Where batches gain nothing more slots make everybody slower
+            (`benchmarks/serving.py`).
         batch_sizes: to compile; None lets the backend decide. Of those, each slice takes what was measured to be best.
         sizes: (width, height) in pixels to compile before the engine is ready; None is the model's own.
         lease_seconds: after which a dead engine's jobs are others'.
@@ -76,21 +78,21 @@ class GenerationEngine:
         store: Store,
         *,
         name: str | None = None,
-        slots: int = SLOTS,
+        slots: int | None = None,
         batch_sizes: Sequence[int] | None = None,
         sizes: Sequence[tuple[int, int]] | None = None,
         lease_seconds: float = LEASE_SECONDS,
     ) -> None:
         self.pipe = pipe
         self.store = store
-        self.slots = slots
         self.ready = threading.Event()
         self.error: Exception | None = None
         self._name = name or f"{socket.gethostname()}:{os.getpid()}"
         native = pipe.definition.unet_config.sample_size * pipe.definition.vae_config.factor
-        self._sizes = tuple(sizes or [(native, native)])
+        self._sizes = ((native, native),) if sizes is None else tuple(sizes)
         self._lease_seconds = lease_seconds
         self._programs = Programs(pipe, batch_sizes or default_batch_sizes())
+        self.slots = slots or max(2, *self._programs.sizes)
         self._projection: Projection | None = None
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._wake = threading.Event()
@@ -103,6 +105,7 @@ class GenerationEngine:
         self._finishing: set[str] = set()
         self._compiling: set[Key] = set()
         self._blocked: Blocked | None = None
+        self._alone = False
         self._told_at = 0.0
         self._moved_at = time.monotonic()
         self._slices = self._compiles = 0
@@ -187,13 +190,14 @@ class GenerationEngine:
                 self._programs.compile(drawing.key(row, ()), row, size)
                 self._moved_at = time.monotonic()
             if self._projection is None:
-                self._projection = projection(self.pipe, row)
+                with suppress(NotFiniteError):  # said of each picture, when there is one
+                    self._projection = projection(self.pipe, row)
 
     def _is_drained(self, until: float) -> bool:
         """Give back what hasn't begun; True when the rest is done, or out of time."""
         for work in [work for work in self._works.values() if not work.began]:
+            self._leases.give_back(work.lease)
             self._forget(work.job.id, "released")
-            self.store.release(work.job.id, work.lease.fence)
         return not self._works or time.monotonic() > until
 
     def _turn(self) -> None:
@@ -219,8 +223,15 @@ class GenerationEngine:
             self._inbox.get_nowait()()
 
     def _lease(self) -> None:
-        """Fill free slots from the queue."""
+        """Fill free slots from the queue.
+
+        A job that was drawn by a process that died is suspected of its death, and drawn alone: should the process die
+        again, no other job is blamed for it.
+        """
         while self._taken() < self.slots and len(self._finishing) <= self.slots:
+            if self._alone and (self._works or self._finishing):
+                return
+            self._alone = False
             waiting = list(self.store.waiting())
             running = {work.job.bucket for work in self._works.values()}
             bucket, self._blocked = admit(waiting, running, self._blocked, time.monotonic())
@@ -231,6 +242,10 @@ class GenerationEngine:
             if lease is None:
                 return
             job = lease.job
+            self._alone = job.attempts > 1
+            if self._alone and (self._works or self._finishing):
+                self._leases.give_back(lease)
+                return
             work = Work(lease, job.request.get("num_images") or 1)
             work.seconds["queued"] = (job.started or job.created) - job.created
             self._works[job.id] = work

@@ -46,5 +46,5 @@ def projection(pipe: Pipeline, row: Row) -> Projection:
     coarse = (SAMPLES, height // PATCH + 1, width // PATCH + 1, channels)
     patches = SPREAD * np.random.default_rng(0).standard_normal(coarse).astype(np.float32)
     latents = patches.repeat(PATCH, 1).repeat(PATCH, 2)[:, :height, :width]
-    pictures = [np.asarray(pipe.finish(row.request, jnp.asarray(sample[None]))[0]) for sample in latents]
-    return fit_projection(latents, np.stack(pictures).astype(np.float32) / np.float32(255))
+    pictures = [np.asarray(pipe.finish(row.request, jnp.asarray(sample[None]))[0], np.float32) for sample in latents]
+    return fit_projection(latents, np.stack(pictures) / np.float32(255))

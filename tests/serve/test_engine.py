@@ -65,7 +65,8 @@ def start(pipe, store):
         engine = GenerationEngine(pipe, store, **{"batch_sizes": (1, 2), "slots": 4, **options})
         engines.append(engine)
         engine.start()
-        assert engine.ready.wait(300)
+        while not engine.ready.wait(0.1):
+            assert engine.error is None
         return engine
 
     yield start_one
@@ -261,8 +262,8 @@ def test_previews_of_large_pictures_are_a_guess_from_the_latents(store, start, s
 def test_a_cancelled_job_leaves_at_once_and_its_neighbours_do_not_notice(pipe, store, start, submit, ended):
     engine = start()
     waits = []
-    for i in range(5):
-        neighbour, job = submit(seed=i, steps=60), submit(steps=150)
+    for i in range(3):
+        neighbour, job = submit(seed=i, steps=40), submit(steps=150)
         wait_until(lambda job=job: any(event.name == "progress" for event in store.events(job.id)))
         gone = engine.stats().ended["gone"]
         began = time.monotonic()
@@ -273,7 +274,7 @@ def test_a_cancelled_job_leaves_at_once_and_its_neighbours_do_not_notice(pipe, s
         assert last.name == "complete"
         np.testing.assert_array_equal(pixels(store, neighbour), drawn_by_library(pipe, neighbour))
         assert [event.name for event in store.events(job.id)][-1] == "cancelled"
-    assert sorted(waits)[2] < 2 * scheduling.SLICE_SECONDS + engine_module.TELL_SECONDS
+    assert sorted(waits)[1] < 2 * scheduling.SLICE_SECONDS + engine_module.TELL_SECONDS
 
 
 def test_a_cancel_near_the_last_step_ends_in_one_way(store, start, submit, ended):
@@ -322,11 +323,11 @@ def test_a_lone_bucket_does_not_starve_behind_a_flood(store, start, submit, ende
     monkeypatch.setattr(scheduling, "BUCKETS_AT_ONCE", 1)
     monkeypatch.setattr(scheduling, "PATIENCE", 0.2)
     start(slots=2)
-    flood = [submit(seed=i, steps=15) for i in range(6)]
+    flood = [submit(seed=i, steps=10) for i in range(4)]
     lone = submit(guidance_scale=0.0)
-    flood += [submit(seed=i, steps=15) for i in range(6, 30)]
+    flood += [submit(seed=i, steps=10) for i in range(4, 20)]
     ended([lone])
-    assert sum(store.job(job.id).state == "queued" for job in flood) >= 10
+    assert sum(store.job(job.id).state == "queued" for job in flood) >= 6
     ended(flood)
 
 
@@ -397,7 +398,7 @@ def test_a_batch_that_does_not_fit_is_made_smaller(pipe, store, start, submit, e
     jobs = [submit(seed=seed, steps=20) for seed in range(4)]
     sizes.clear()
     assert [event.name for event in ended(jobs)] == ["complete"] * 4
-    assert sizes.count(2) <= 1
+    assert sizes.count(2) <= 2  # those of the first round
     next_one = submit()
     ended([next_one])
     np.testing.assert_array_equal(pixels(store, next_one), drawn_by_library(pipe, next_one))
@@ -429,6 +430,22 @@ def test_a_request_that_the_model_cannot_do_is_an_error_of_that_job(store, start
     assert "no such" in events[0].data["message"]
 
 
+def test_a_job_that_lost_its_process_is_drawn_alone(store, start, submit, ended):
+    first, suspect, third = (submit(seed=seed, steps=30) for seed in range(3))
+    store.cancel(first.id)
+    store.lease(None, 1, owner="a process that dies", seconds=0)
+    fourth = submit(seed=4, steps=30)
+    engine = start()
+    most = 0
+    while store.job(suspect.id).state not in FINAL:
+        if store.job(suspect.id).state == "running":
+            most = max(most, engine.stats().drawing)
+    ended([third, fourth])
+    assert most <= 1
+    assert (store.job(suspect.id).state, store.job(suspect.id).attempts) == ("complete", 2)
+    assert max(store.job(job.id).started for job in (third, fourth)) >= store.job(suspect.id).finished - 0.5
+
+
 def test_draining_lets_the_running_finish_and_gives_the_waiting_back(store, start, submit):
     engine = start(slots=1)
     running, waiting = submit(steps=80), submit()
@@ -441,7 +458,7 @@ def test_draining_lets_the_running_finish_and_gives_the_waiting_back(store, star
 
 def test_what_does_not_finish_in_time_is_given_back_and_drawn_by_the_next(pipe, store, start, submit, ended):
     engine = start()
-    jobs = [submit(steps=150, seed=seed) for seed in range(3)]
+    jobs = [submit(steps=60, seed=seed) for seed in range(3)]
     wait_until(lambda: any(event.name == "progress" for event in store.events(jobs[0].id)))
     began = time.monotonic()
     engine.drain(0.0)
@@ -497,6 +514,7 @@ def test_a_store_that_fails_for_a_while_stops_nobody(store, start, submit, ended
     assert ended([job])[0].name == "complete"
 
 
+@pytest.mark.slow
 def test_five_hundred_jobs_leave_no_memory_behind(store, start, submit, ended):
     engine = start()
 
