@@ -19,7 +19,7 @@ WRONG_NUMBERS = ("5", True, [], {}, "NaN", LONG)
 
 
 def request(operation="image_generation", **fields):
-    body = {"operation": operation, "prompt": "a red circle", "steps": 1}
+    body = {"operation": operation, "prompt": "a red circle", "steps": 2}
     if operation == "image_transform":
         body["input_image"] = as_base64(picture())
     if operation == "image_inpaint":
