@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 import sdjax
-from sdjax.serve import heartbeat
+from sdjax.serve import app, heartbeat
 from tests.serve.conftest import wait_for
 
 
@@ -82,6 +82,24 @@ def test_the_hive_hears_that_the_worker_is_busy(hive, serve, monkeypatch):
     server.engine.go.set()
     server.wait(job_id, "complete")
     wait_for(lambda: hive.beats[-1][1]["worker"]["status"] == "ready")
+
+
+def test_a_store_that_fails_for_a_moment_ends_no_heartbeat(hive, serve, monkeypatch):
+    monkeypatch.setattr(heartbeat.keep_beating, "__defaults__", (0.02,))
+    monkeypatch.setattr(app, "AGAIN_AFTER", 0.02)
+    server = serve(callback_url=hive.url)
+    wait_for(lambda: hive.beats)
+
+    def broken():
+        raise OSError("no space left on the disk")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(server.store, "counts", broken)
+        time.sleep(0.2)
+        assert server.client.get("/health").status_code == 200
+    heard = len(hive.beats)
+    wait_for(lambda: len(hive.beats) > heard)
+    assert server.wait(server.submit(steps=1), "complete")
 
 
 def test_a_hive_that_is_down_disturbs_nobody(serve):
