@@ -145,7 +145,7 @@ def with_engine(pipe: Pipeline, store: Store, sizes: Sequence[int], slots: int) 
     """Draw with the engine."""
     engine = GenerationEngine(pipe, store, batch_sizes=sizes, slots=slots)
     engine.start()
-    engine.ready.wait()
+    engine.wait_until_ready()
     try:
         yield
     finally:

@@ -32,7 +32,7 @@ def main() -> None:
     store = SqliteStore(folder, attempts=int(attempts))
     engine = GenerationEngine(sdjax.Pipeline.from_pretrained(), store, slots=3, sizes=(), lease_seconds=1.5)
     engine.start()
-    engine.ready.wait()
+    engine.wait_until_ready()
     print("ready", flush=True)
     threading.Event().wait()
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 import sdjax
 from sdjax import metadata
-from sdjax.serve import drawing, scheduling
+from sdjax.serve import drawing, previews, scheduling
 from sdjax.serve import engine as engine_module
 from sdjax.serve.buckets import bucket
 from sdjax.serve.engine import GenerationEngine
@@ -65,8 +65,7 @@ def start(pipe, store):
         engine = GenerationEngine(pipe, store, **{"batch_sizes": (1, 2), "slots": 4, **options})
         engines.append(engine)
         engine.start()
-        while not engine.ready.wait(0.1):
-            assert engine.error is None
+        engine.wait_until_ready()
         return engine
 
     yield start_one
@@ -234,11 +233,11 @@ def test_previews_come_when_asked_for_and_grow_like_the_picture(store, start, su
     start()
     job = submit(steps=20, preview_every=6, seed=5)
     ended([job])
-    previews = [event.data for event in store.events(job.id) if event.name == "preview"]
-    assert [preview["step"] for preview in previews] == [6, 12, 18]
-    assert [preview["percent"] for preview in previews] == [30.0, 60.0, 90.0]
-    assert {preview["format"] for preview in previews} == {"png"}
-    shown = [np.asarray(Image.open(io.BytesIO(base64.b64decode(preview["image"]))), np.float32) for preview in previews]
+    told = [event.data for event in store.events(job.id) if event.name == "preview"]
+    assert [preview["step"] for preview in told] == [6, 12, 18]
+    assert [preview["percent"] for preview in told] == [30.0, 60.0, 90.0]
+    assert {preview["format"] for preview in told} == {"png"}
+    shown = [np.asarray(Image.open(io.BytesIO(base64.b64decode(preview["image"]))), np.float32) for preview in told]
     final = pixels(store, job).astype(np.float32)
     distances = [np.abs(picture - final).mean() for picture in shown]
     assert distances == sorted(distances, reverse=True)
@@ -248,7 +247,7 @@ def test_previews_come_when_asked_for_and_grow_like_the_picture(store, start, su
 
 
 def test_previews_of_large_pictures_are_a_guess_from_the_latents(store, start, submit, ended, monkeypatch):
-    monkeypatch.setattr(engine_module, "PREVIEW_DECODED", 0)
+    monkeypatch.setattr(previews, "DECODED", 0)
     start()
     job = submit(steps=20, preview_every=18, seed=5)
     ended([job])
@@ -483,6 +482,24 @@ def test_a_size_that_was_not_foreseen_is_compiled_beside_the_others(pipe, store,
     assert (store.job(wide.id).state, store.job(wide.id).attempts) == ("complete", 1)
     assert pixels(store, wide).shape == (32, 48, 3)
     np.testing.assert_array_equal(pixels(store, wide), drawn_by_library(pipe, wide))
+
+
+def test_an_engine_that_cannot_get_ready_says_why(pipe, store, monkeypatch):
+    engine = GenerationEngine(pipe, store, sizes=[(60, 61)])
+    engine.start()
+    with pytest.raises(sdjax.RequestError, match="61"):
+        engine.wait_until_ready()
+    assert not engine.ready.is_set()
+    engine.drain(0.0)
+
+
+def test_an_engine_can_be_drained_before_it_is_ready(pipe, store, submit):
+    job = submit()
+    engine = GenerationEngine(pipe, store)
+    engine.start()
+    engine.drain(0.0)
+    engine.wait_until_ready()
+    assert store.job(job.id).state == "queued"
 
 
 def test_an_engine_whose_jobs_were_taken_stops_drawing_them(store, start, submit, ended, monkeypatch):
