@@ -39,10 +39,11 @@ from sdjax.generation import (
     stack_tables,
     start_state,
 )
+from sdjax.inputs import ControlInput
 from sdjax.loading import Checkpoint, load, lora_merger, save_folder
 from sdjax.models import Definition, Params
 from sdjax.preparing import prepare, with_controlnets
-from sdjax.requests import ControlInput, Request, Settings, resolve
+from sdjax.requests import Request, Settings, resolve
 from sdjax.variants import BUNDLED, VARIANTS
 
 __all__ = [

@@ -28,10 +28,11 @@ from sdjax.generation import (
     stack_tables,
     start_state,
 )
+from sdjax.inputs import Steering
 from sdjax.loading import Checkpoint, load_controlnet
 from sdjax.models import AddedConditioning, Definition, Params, timestep_embedding
 from sdjax.prompts import text_inputs
-from sdjax.requests import Request, Steering
+from sdjax.requests import Request
 
 _encode_prompt = jax.jit(encode_prompt, static_argnums=0)
 _encode = jax.jit(encode, static_argnums=(0, 3))
