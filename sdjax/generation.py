@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from sdjax.models import AddedConditioning, Definition, Params, bind
 from sdjax.schedulers import HISTORY, Schedule
+from sdjax.staging import split
 
 DECODED_AT_ONCE = 2**20
 """Pixels whose decoding may hold memory at one time; a batch beyond it is decoded in turns."""
@@ -121,10 +122,15 @@ def denoise(
     rows = jnp.arange(state.shape[0])
     first, end = (jnp.broadcast_to(jnp.asarray(bound, jnp.int32), rows.shape) for bound in (start, stop))
 
+    unet = params["unet"]
+    with _precision(definition):
+        staged = stage_unet(definition, unet, cond, (state.shape[0], *state.shape[2:]))
+    prepared = staged.prepare(unet, cond)
+
     def body(i: ArrayLike, state: Array) -> Array:
         index = first + jnp.asarray(i, jnp.int32)
         row = jax.tree.map(lambda column: column[rows, index], table)
-        output = _predict(definition, params, cond, _wide(row.input_scale) * state[:, 0], row.timesteps)
+        output = staged.predict(unet, cond, prepared, _wide(row.input_scale) * state[:, 0], row.timesteps)
         noise = draw_noise(cond.keys, index, output.shape[1:])
         moved = jnp.einsum("bij,bj...->bi...", row.A, state, precision=lax.Precision.HIGHEST)
         moved += _wide(row.B) * output[:, None] + _wide(row.C) * noise[:, None]
@@ -204,26 +210,83 @@ def start_state(scale: ArrayLike, noise: ArrayLike) -> Array:
     return jnp.pad(latents[:, None], [(0, 0), (0, HISTORY), (0, 0), (0, 0), (0, 0)])
 
 
-def _predict(definition: Definition, params: Params, cond: Conditioning, latents: Array, timesteps: Array) -> Array:
-    """Call the UNet once for all rows with and without their prompts, and combine: float32, like the latents."""
+class StagedUNet(NamedTuple):
+    """The UNet's part in a loop, split by what changes in it; both are pure functions.
+
+    prepare: of (the UNet's params, conditioning) to what depends on nothing else, computed before the loop:
+        transformed kernels, keys and values of the text.
+    predict: of (the UNet's params, conditioning, prepared, latents (batch, height, width, channels), timesteps
+        (batch,)) to the guided output, float32, like the latents.
+    """
+
+    prepare: Callable[[Params, Conditioning], Any]
+    predict: Callable[[Params, Conditioning, Any, Array, Array], Array]
+
+
+def stage_unet(definition: Definition, params: Params, cond: Conditioning, shape: tuple[int, ...]) -> StagedUNet:
+    """Trace the UNet, with and without their prompts for all rows, and split it.
+
+    Args:
+        definition: static.
+        params: of the UNet; only shapes and dtypes are read.
+        cond: likewise.
+        shape: of the latents, (batch, height, width, channels).
+    """
     guidance = cond.weights.shape[0]
-    unet = bind(definition.unet, params["unet"])
+    at_once = 1 if jax.default_backend() == "cpu" else shape[0]
 
     def merged(x: Array) -> Array:
         return x.reshape(guidance * x.shape[1], *x.shape[2:])
 
-    def call(rows: tuple[Array, Array, Array, AddedConditioning | None]) -> Array:
-        sample, timesteps, context, added = rows
-        sample, timesteps = (merged(jnp.broadcast_to(x, (guidance, *x.shape))) for x in (sample, timesteps))
-        texts = jax.tree.map(lambda x: merged(x.swapaxes(0, 1)), (context, added))
-        output: Array = unet(sample, timesteps, *texts)
+    def call(params: Params, texts: tuple[Array, AddedConditioning | None], moving: tuple[Array, Array]) -> Array:
+        sample, timesteps = (merged(jnp.broadcast_to(x, (guidance, *x.shape))) for x in moving)
+        context, added = jax.tree.map(lambda x: merged(x.swapaxes(0, 1)), texts)
+        output: Array = bind(definition.unet, params)(sample, timesteps, context, added)
         return output.reshape(guidance, -1, *output.shape[1:]).swapaxes(0, 1)
 
-    sample = jnp.concatenate([latents, cond.extra], axis=-1)
-    context, added = jax.tree.map(lambda x: x.swapaxes(0, 1), (cond.context, cond.added))
-    output: Array = _by_row(call, (sample, timesteps, context, added)).astype(jnp.float32)
-    combined: Array = (_wide(cond.weights.swapaxes(0, 1)) * output).sum(1)
-    return combined
+    def turns(rows: Any) -> Any:
+        """Give the rows that are computed at once an axis, so that the others can be mapped over."""
+        return jax.tree.map(lambda x: x.reshape(-1, at_once, *x.shape[1:]), rows)
+
+    def texts_of(cond: Conditioning) -> Any:
+        return turns(jax.tree.map(lambda x: x.swapaxes(0, 1), (cond.context, cond.added)))
+
+    def moving_of(cond: Conditioning, latents: Array, timesteps: Array) -> Any:
+        return turns((jnp.concatenate([latents, cond.extra], axis=-1), timesteps))
+
+    def shapes_of(function: Callable[..., Any], *arguments: Any) -> Any:
+        return jax.eval_shape(lambda *arguments: jax.tree.map(lambda x: x[0], function(*arguments)), *arguments)
+
+    latents, timesteps = jnp.broadcast_to(jnp.float32(0), shape), jnp.broadcast_to(jnp.float32(0), shape[:1])
+    texts, moving = shapes_of(texts_of, cond), shapes_of(moving_of, cond, latents, timesteps)
+    of_weights, with_weights = split(lambda params, rest: call(params, *rest), params, (texts, moving))
+    weights = jax.eval_shape(of_weights, params)
+    of_texts, with_texts = split(
+        lambda known, moving: with_weights(known[0], known[1], (known[2], moving)), (params, weights, texts), moving
+    )
+
+    def prepare(params: Params, cond: Conditioning) -> Any:
+        with _precision(definition):
+            weights = of_weights(params)
+            return weights, _map(lambda texts: of_texts((params, weights, texts)), texts_of(cond))
+
+    def predict(params: Params, cond: Conditioning, prepared: Any, latents: Array, timesteps: Array) -> Array:
+        weights, kept = prepared
+        rows = (texts_of(cond), kept, moving_of(cond, latents, timesteps))
+        with _precision(definition):
+            output = _map(lambda row: with_texts((params, weights, row[0]), row[1], row[2]), rows)
+        output = output.reshape(shape[0], *output.shape[2:]).astype(jnp.float32)
+        combined: Array = (_wide(cond.weights.swapaxes(0, 1)) * output).sum(1)
+        return combined
+
+    return StagedUNet(prepare, predict)
+
+
+def _map(function: Callable[[Any], Any], rows: Any) -> Any:
+    """`lax.map`, without a loop where there is one turn."""
+    if jax.tree.leaves(rows)[0].shape[0] == 1:
+        return jax.tree.map(lambda x: x[None], function(jax.tree.map(lambda x: x[0], rows)))
+    return lax.map(function, rows)
 
 
 def _by_row(function: Callable[[Any], Any], rows: Any, at_once: int | None = None) -> Any:
