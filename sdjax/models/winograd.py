@@ -78,8 +78,7 @@ def conv3x3(x: Array, kernel: Array, *, tile: int, strip: int) -> Array:
     below, right = strips * strip * tile + 1 - height, columns * tile + 1 - width
     padded = jnp.pad(x, ((0, 0), (1, below), (1, right), (0, 0)))
     if strips == 1:
-        out = _convolve_strip(padded, places, tile)
-        return out[:, :height, :width]
+        return _convolve_strip(padded, places, tile)[:, :height, :width]
 
     def one_strip(index: Array) -> Array:
         start = (index // strips, index % strips * strip * tile, 0, 0)

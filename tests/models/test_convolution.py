@@ -29,13 +29,18 @@ def arrays(seed, batch, height, width, narrow, wide):
 
 
 def convolved(x, kernel):
-    return jax.jit(lambda x, kernel: conv2d(x, kernel, stride=1, padding=(1, 1)))(x, kernel)
+    return compiled(lambda x, kernel: conv2d(x, kernel, stride=1, padding=(1, 1)))(x, kernel)
+
+
+def compiled(function):
+    """Without optimisation, which takes longer here than it saves."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
 SHAPES = st.tuples(*(st.integers(1, most) for most in (3, 13, 13, 9, 9)))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(shape=SHAPES, strip=st.integers(1, 9), seed=st.integers(0, 99))
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
 def test_any_size_gives_what_pytorch_gives(form, shape, strip, seed):
@@ -59,7 +64,7 @@ def test_derivatives_are_those_of_xlas_own_convolution(form, strip, monkeypatch)
     cotangent = np.random.default_rng(4).standard_normal((2, 11, 9, 7), np.float32)
 
     def derivatives(convolve):
-        return jax.jit(jax.grad(lambda x, kernel: jnp.vdot(convolve(x, kernel), cotangent), (0, 1)))(x, kernel)
+        return compiled(jax.grad(lambda x, kernel: jnp.vdot(convolve(x, kernel), cotangent), (0, 1)))(x, kernel)
 
     plain = derivatives(
         lambda x, k: jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))

@@ -1,4 +1,4 @@
-"""Every form of convolution and attention keeps the parity with PyTorch, at the tolerance of the architectures' tests."""
+"""Every form of convolution and attention keeps parity with PyTorch, at the tolerance of the architectures' tests."""
 
 import jax
 import numpy as np
@@ -23,8 +23,9 @@ def both(tmp_path_factory):
 
 @pytest.fixture(
     params=[
-        *((form, 2**30) for form in (Form.DIRECT, Form.COLUMNS, Form.WINOGRAD_2, Form.WINOGRAD_4)),
-        (Form.DIRECT, 0),
+        (Form.DIRECT, 2**30),
+        (Form.COLUMNS, 0),
+        (Form.WINOGRAD_2, 2**30),
         (Form.WINOGRAD_4, 0),
     ],
     ids=lambda value: f"{value[0].name}-{'blocks' if value[1] == 0 else 'whole'}",
@@ -43,6 +44,11 @@ def forms(request, monkeypatch):
         monkeypatch.setattr(attention, name, value)
 
 
+def compiled(function):
+    """Without optimisation, which takes longer here than it saves."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+
+
 def test_unet_agrees(both, forms):
     reference, pipe = both
     rng = np.random.default_rng(1)
@@ -51,7 +57,9 @@ def test_unet_agrees(both, forms):
     context = rng.normal(size=(2, 7, 32)).astype(np.float32)
     with torch.no_grad():
         expected = reference.unet(channels_first(sample), torch.from_numpy(timesteps), torch.from_numpy(context)).sample
-    output = jax.jit(lambda params: bind(pipe.definition.unet, params)(sample, timesteps, context))(pipe.params["unet"])
+    output = compiled(lambda params: bind(pipe.definition.unet, params)(sample, timesteps, context))(
+        pipe.params["unet"]
+    )
     np.testing.assert_allclose(output, channels_last(expected), atol=TOLERANCE, rtol=0)
 
 
@@ -60,5 +68,5 @@ def test_decoder_agrees(both, forms):
     latents = np.random.default_rng(2).normal(size=(1, 5, 7, 4)).astype(np.float32)
     with torch.no_grad():
         expected = reference.vae.decode(channels_first(latents)).sample
-    output = jax.jit(lambda params: bind(pipe.definition.vae, params).decode(latents))(pipe.params["vae"])
+    output = compiled(lambda params: bind(pipe.definition.vae, params).decode(latents))(pipe.params["vae"])
     np.testing.assert_allclose(output, channels_last(expected), atol=TOLERANCE, rtol=0)
