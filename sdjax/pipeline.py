@@ -21,24 +21,10 @@ from PIL import Image
 from typing_extensions import Unpack
 
 from sdjax import images
+from sdjax.batch import Batch, Conditioning, Control, Known, Table, put_row, stack_tables, start_state
 from sdjax.canvas import pasted
 from sdjax.errors import NotFiniteError, RequestError
-from sdjax.generation import (
-    Batch,
-    Conditioning,
-    Control,
-    Known,
-    Table,
-    Text,
-    Tokens,
-    decode,
-    denoise,
-    encode,
-    encode_prompt,
-    put_row,
-    stack_tables,
-    start_state,
-)
+from sdjax.generation import Text, Tokens, decode, denoise, encode, encode_prompt
 from sdjax.inputs import ControlInput
 from sdjax.loading import Checkpoint, load, lora_merger, save_folder
 from sdjax.models import Definition, Params
