@@ -25,6 +25,7 @@ from sdjax.serve.buckets import bucket
 from sdjax.serve.engine import GenerationEngine
 from sdjax.serve.sqlite import SqliteStore
 from sdjax.serve.store import FINAL
+from tests.loading import lora_files
 
 PROMPT = "a red circle above a blue square"
 REQUEST = {
@@ -182,6 +183,21 @@ def test_pictures_start_from_pictures_and_masks(pipe, store, start, submit, ende
     steps = [event.data["total"] for event in store.events(moved.id) if event.name == "progress"]
     assert steps
     assert set(steps) == {3}
+
+
+def test_jobs_with_and_without_an_adapter_are_drawn_at_once(pipe, store, start, submit, ended, tmp_path):
+    endings = {"unet": ("attn2.to_q", "attn2.to_v", "conv1")}
+    layers = lora_files.random_layers(pipe.params, endings, seed=3)
+    adapter = lora_files.write(lora_files.new_diffusers(layers), tmp_path / "style.v1.5.safetensors")
+    start()
+    loras = [{"path": str(adapter), "strength": 0.8}]
+    jobs = [submit(seed=i // 2, steps=8, loras=loras if i % 2 else []) for i in range(4)]
+    ended(jobs)
+    for i, job in enumerate(jobs):
+        asked = {name: job.request[name] for name in ("seed", "steps", "guidance_scale", "sampler")}
+        drawn = pipe(PROMPT, loras=[(adapter, 0.8)] if i % 2 else [], **asked)
+        np.testing.assert_array_equal(pixels(store, job), np.asarray(drawn.images[0]))
+    assert np.any(pixels(store, jobs[0]) != pixels(store, jobs[1]))
 
 
 def test_after_ready_nothing_is_compiled(start, submit, ended):
