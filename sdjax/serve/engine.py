@@ -250,7 +250,8 @@ class GenerationEngine:
                 self._leases.give_back(lease)
                 return
             work = Work(lease, job.request.get("num_images") or 1)
-            work.seconds["queued"] = (job.started or job.created) - job.created
+            # The clock on the wall may be set back in between.
+            work.seconds["queued"] = max((job.started or job.created) - job.created, 0.0)
             self._works[job.id] = work
             self._preparing[job.id] = work.pictures
             self._preparer.prepare(lease)

@@ -97,6 +97,14 @@ def wait_for(condition, seconds=20):
     raise AssertionError("it did not happen in time")
 
 
+def answers(client, path):
+    """Whether a server that may not listen yet answers 200."""
+    try:
+        return client.get(path).status_code == 200
+    except httpx.ConnectError:
+        return False
+
+
 def read_events(answer):
     """Server-sent events as dictionaries of their fields; comments are left out."""
     event = {}
@@ -145,10 +153,7 @@ def starter(tmp_path_factory):
         url = f"http://127.0.0.1:{port}"
         headers = {"Authorization": f"Bearer {settings['api_key'][0]}"} if settings.get("api_key") else {}
         client = httpx.Client(base_url=url, headers=headers, timeout=20)
-        if boot is None:
-            wait_for(lambda: client.get("/ready").status_code == 200)
-        else:
-            wait_for(lambda: client.get("/health").status_code == 200)
+        wait_for(lambda: answers(client, "/ready" if boot is None else "/health"))
         running = Running(url, client, store, made.get("engine"), app, server, thread)
         started.append(running)
         return running

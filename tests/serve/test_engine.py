@@ -228,7 +228,7 @@ def test_a_story_tells_of_steps_in_order_and_ends_with_timings(store, start, sub
     assert last.data["seeds"] == [2**64 - 1, 0]
     assert last.data["seed"] == 2**64 - 1
     assert set(last.data["timings"]) == {"queued", "prepare", "denoise", "decode", "encode"}
-    assert all(seconds >= 0 for seconds in last.data["timings"].values())
+    assert min(last.data["timings"].values()) >= 0, last.data["timings"]
     assert store.job(job.id).timings == last.data["timings"]
 
 

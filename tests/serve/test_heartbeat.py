@@ -78,10 +78,10 @@ def test_the_hive_hears_that_the_worker_is_busy(hive, serve, monkeypatch):
     server.engine.go.clear()
     job_id = server.submit()
     server.wait(job_id, "running")
-    wait_for(lambda: hive.beats[-1][1]["worker"]["status"] == "busy")
+    wait_for(lambda: hive.beats and hive.beats[-1][1]["worker"]["status"] == "busy")
     server.engine.go.set()
     server.wait(job_id, "complete")
-    wait_for(lambda: hive.beats[-1][1]["worker"]["status"] == "ready")
+    wait_for(lambda: hive.beats and hive.beats[-1][1]["worker"]["status"] == "ready")
 
 
 def test_a_store_that_fails_for_a_moment_ends_no_heartbeat(hive, serve, monkeypatch):
