@@ -109,6 +109,9 @@ function drawStroke(context, points, size, isErasing) {
   context.globalCompositeOperation = isErasing ? "destination-out" : "source-over";
   Object.assign(context, { lineWidth: size, lineCap: "round", lineJoin: "round" });
   context.beginPath();
+  context.arc(...points[0], size / 2, 0, 2 * Math.PI); // a line of no length is not drawn
+  context.fill();
+  context.beginPath();
   context.moveTo(...points[0]);
   for (const point of points) context.lineTo(...point);
   context.stroke();
