@@ -22,6 +22,7 @@ export function gallery({ actions, announce, onContact }) {
   const cards = document.getElementById("cards");
   const older = document.getElementById("older");
   const shown = new Map(); // id -> {job, card}, in no order
+  let hasAskedOlder = false;
   let timer;
 
   const follow = streams((id, event) => {
@@ -102,7 +103,7 @@ export function gallery({ actions, announce, onContact }) {
         const last = page.next === null ? -Infinity : page.jobs.at(-1).created;
         for (const id of known) if (!there.has(id) && shown.get(id)?.job.created >= last) drop(id);
         page.jobs.forEach(show);
-        older.hidden = page.next === null && older.dataset.more !== "true";
+        if (!hasAskedOlder) older.hidden = page.next === null;
         settle();
         onContact(true);
       } catch {
@@ -118,7 +119,7 @@ export function gallery({ actions, announce, onContact }) {
     const last = cards.lastElementChild;
     const page = await api.jobs(PAGE, last?.dataset.job);
     page.jobs.forEach(show);
-    older.dataset.more = String(page.next !== null);
+    hasAskedOlder = true;
     older.hidden = page.next === null;
     settle();
     last?.nextElementSibling?.focus();
