@@ -3,8 +3,9 @@
 import logging
 import mimetypes
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -41,6 +42,7 @@ PAGE_HEADERS = {
     "Cache-Control": "no-cache",  # the browser keeps the files, and asks whether a new release has others
 }
 RETAIN_EVERY = 600.0
+AGAIN_AFTER = 5.0
 
 Boot: TypeAlias = Callable[[Worker], None]
 """Loads the model and starts the engine, and writes what comes of it into the worker; runs in a thread of its own."""
@@ -71,10 +73,10 @@ def create_app(settings: Settings, store: Store, boot: Boot) -> Starlette:
         front.registry.open()
         threading.Thread(target=_booted, args=(boot, front.worker), name="sdjax-boot", daemon=True).start()
         async with anyio.create_task_group() as group:
-            group.start_soon(_follow, front)
-            group.start_soon(_retain, settings, store)
+            group.start_soon(_lasting, partial(_follow, front))
+            group.start_soon(_lasting, partial(_retain, settings, store))
             if settings.callback_url:
-                group.start_soon(_beat, front, settings.callback_url)
+                group.start_soon(_lasting, partial(_beat, front, settings.callback_url))
             yield
             await drain(front)
             group.cancel_scope.cancel()
@@ -155,6 +157,16 @@ def _page(files: StaticFiles) -> ASGIApp:
         await files(scope, receive, with_headers)
 
     return page
+
+
+async def _lasting(task: Callable[[], Awaitable[None]]) -> None:
+    """Run what goes on beside the requests: where it fails, the disk perhaps, it is begun again."""
+    while True:
+        try:
+            return await task()
+        except Exception:
+            logger.exception("a task in the background failed, and is begun again")
+            await anyio.sleep(AGAIN_AFTER)
 
 
 async def _follow(front: Front) -> None:

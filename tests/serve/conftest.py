@@ -13,8 +13,9 @@ import httpx
 import pytest
 from PIL import Image
 
+from sdjax.errors import RequestError
 from sdjax.pipeline import BUNDLED_FOLDER
-from sdjax.schedulers import SchedulerConfig
+from sdjax.schedulers import SchedulerConfig, begin_step, table
 from sdjax.serve.app import create_app
 from sdjax.serve.served import ServedModel
 from sdjax.serve.server import DrainingServer, bind
@@ -28,6 +29,16 @@ KEY = "a secret of these tests"
 def tiny():
     """The bundled model, as the front sees it."""
     config = json.loads((BUNDLED_FOLDER / "scheduler" / "scheduler_config.json").read_text())
+    scheduler = SchedulerConfig.from_dict(config)
+
+    def check(request, pictures):
+        try:
+            table(request["sampler"], scheduler, request["steps"])
+            if pictures:
+                begin_step(request["steps"], request["strength"])
+        except ValueError as error:
+            raise RequestError(str(error)) from error
+
     return ServedModel(
         name="tiny",
         aliases=frozenset({"tiny", "bundled"}),
@@ -35,8 +46,8 @@ def tiny():
         guidance_scale=3.0,
         sampler="ddim",
         size=64,
-        scheduler=SchedulerConfig.from_dict(config),
         needs_mask=False,
+        check=check,
     )
 
 
