@@ -48,7 +48,7 @@ def test_a_live_job_is_not_forgotten(server):
 
 
 def test_a_key_reads_and_forgets_its_own_jobs_only(keyed):
-    job_id = keyed.submit(operation="image_transform", input_image=as_base64(picture()), steps=1)
+    job_id = keyed.submit(operation="image_transform", input_image=as_base64(picture()), steps=2)
     keyed.wait(job_id, "complete")
     other = {"Authorization": "Bearer another"}
     for method, path in (("GET", "inputs/input_image"), ("DELETE", "record")):
