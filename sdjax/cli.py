@@ -3,7 +3,6 @@
 import difflib
 import json
 import os
-import re
 import sys
 import time
 import warnings
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from sdjax import arguments, jobs_cli
 from sdjax.errors import RequestError, SdjaxError
 from sdjax.terminal import keep_compiled_programs, show, stages
 
@@ -29,6 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(jobs_cli.app, name="jobs")
 
 
 def main() -> NoReturn:
@@ -113,7 +114,7 @@ def generate(
     wanted = [*(prompts or []), *(_prompts_of(prompts_file) if prompts_file else [])]
     if not wanted:
         raise RequestError('there is no prompt: give one, such as "a red circle on a blue background"')
-    width, height = _size(size)
+    width, height = arguments.size(size)
     _check_model(model)
     paths = _paths(output, len(wanted) * num)
     from sdjax.images import open_picture
@@ -134,7 +135,7 @@ def generate(
             "mask": None if mask is None else open_picture(mask),
             "feather": feather,
             "padding_mask_crop": mask_padding,
-            "loras": [_with_number(given, 1.0) for given in lora or ()],
+            "loras": [arguments.with_number(given, 1.0) for given in lora or ()],
             "control": [_control(given) for given in control or ()],
             "embeddings": [_with_word(given) for given in embedding or ()],
             "clip_skip": clip_skip,
@@ -232,16 +233,6 @@ def _prompts_of(file: Path) -> list[str]:
     return [line for line in lines if line]
 
 
-def _size(text: str | None) -> tuple[int | None, int | None]:
-    if text is None:
-        return None, None
-    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
-    if not match:
-        raise RequestError(f"--size must be like 512 or 512x768 (width x height), not {text!r}")
-    width = int(match[1])
-    return width, int(match[2] or width)
-
-
 def _check_model(model: str | None) -> None:
     """A word that is neither a known name nor a path is a slip of the keyboard: say what is near it."""
     from sdjax.variants import VARIANTS
@@ -285,17 +276,6 @@ def _written(
         yield path, {"negative_prompt": negative, "seed": seed, **out.settings}
 
 
-def _with_number(given: str, default: float) -> tuple[str, float]:
-    """Take `FILE:0.8` apart; a file's name may hold colons."""
-    name, colon, tail = given.rpartition(":")
-    if colon:
-        try:
-            return name, float(tail)
-        except ValueError:
-            pass
-    return given, default
-
-
 def _with_word(given: str) -> Any:
     name, colon, word = given.rpartition(":")
     return (name, word) if colon and not Path(given).exists() else given
@@ -304,7 +284,7 @@ def _with_word(given: str) -> Any:
 def _control(given: str) -> tuple[str, Any, float]:
     from sdjax.images import open_picture
 
-    rest, scale = _with_number(given, 1.0)
+    rest, scale = arguments.with_number(given, 1.0)
     folder, colon, picture = rest.rpartition(":")
     if not colon:
         raise RequestError(f"--control must be FOLDER:IMAGE or FOLDER:IMAGE:SCALE, not {given!r}")

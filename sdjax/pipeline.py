@@ -22,29 +22,15 @@ from PIL import Image
 from typing_extensions import Unpack
 
 from sdjax import images
+from sdjax.batch import Batch, Conditioning, Control, Known, Table, batch_axes, put_row, stack_tables, start_state
 from sdjax.canvas import pasted
 from sdjax.errors import NotFiniteError, RequestError
-from sdjax.generation import (
-    Batch,
-    Conditioning,
-    Control,
-    Known,
-    Table,
-    Text,
-    Tokens,
-    batch_axes,
-    decode,
-    denoise,
-    encode,
-    encode_prompt,
-    put_row,
-    stack_tables,
-    start_state,
-)
+from sdjax.generation import Text, Tokens, decode, denoise, encode, encode_prompt
+from sdjax.inputs import ControlInput
 from sdjax.loading import Checkpoint, load, lora_merger, save_folder
 from sdjax.models import Definition, Params
 from sdjax.preparing import prepare, with_controlnets
-from sdjax.requests import ControlInput, Request, Settings, resolve
+from sdjax.requests import Request, Settings, resolve
 from sdjax.sharding import by_rows, check_mesh, guidance_axis, placer
 from sdjax.variants import BUNDLED, VARIANTS
 

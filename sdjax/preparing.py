@@ -12,26 +12,15 @@ from flax.core import FrozenDict
 from jax import Array
 from numpy.typing import NDArray
 
+from sdjax.batch import Batch, Conditioning, Control, Known, seed_keys, stack_tables, start_state
 from sdjax.canvas import latent_mask
 from sdjax.errors import RequestError
-from sdjax.generation import (
-    START_NOISE,
-    Batch,
-    Conditioning,
-    Control,
-    Known,
-    Text,
-    draw_noise,
-    encode,
-    encode_prompt,
-    seed_keys,
-    stack_tables,
-    start_state,
-)
+from sdjax.generation import START_NOISE, Text, draw_noise, encode, encode_prompt
+from sdjax.inputs import Steering
 from sdjax.loading import Checkpoint, load_controlnet
 from sdjax.models import AddedConditioning, Definition, Params, timestep_embedding
 from sdjax.prompts import text_inputs
-from sdjax.requests import Request, Steering
+from sdjax.requests import Request
 from sdjax.sharding import SHARED, alike, by_rows, mesh_of, placer
 
 _encode_prompt = by_rows(

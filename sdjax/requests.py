@@ -1,28 +1,24 @@
 """What a caller asks for, checked and with every default filled in, before anything is computed."""
 
-import math
 import secrets
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
 
-from sdjax.canvas import Canvas, canvas, untouched
+from sdjax.canvas import Canvas, untouched
+from sdjax.checks import finite, pair, share, whole
 from sdjax.errors import RequestError
-from sdjax.generation import DECODED_AT_ONCE
-from sdjax.images import to_rgb
+from sdjax.inputs import Steering, canvases_of, controls_of, size_of, tile_of
 from sdjax.loading import Checkpoint, checked_loras
 from sdjax.prompts import Reading, reading
 from sdjax.schedulers import Schedule, begin_step, default_sampler, table
 
 OUTPUTS = ("pil", "numpy", "latents")
-MAX_SIDE = 2048
 LAST_SEED = 2**64 - 1
 
 
@@ -59,37 +55,6 @@ class Settings(TypedDict, total=False):
     embeddings: Sequence[Any]
     long_prompts: str
     output: str
-
-
-class ControlInput(NamedTuple):
-    """What one ControlNet is to make of one picture.
-
-    Attributes:
-        model: its folder.
-        image: the picture, in the colours that it was trained to read.
-        scale: how much it says; 0 is nothing.
-        start: the share of the steps, 0 to 1, before which it is silent.
-        end: likewise, after which.
-        guess: let it speak where there is a prompt alone, and the less the higher the resolution.
-    """
-
-    model: str | Path
-    image: Any
-    scale: float = 1.0
-    start: float = 0.0
-    end: float = 1.0
-    guess: bool = False
-
-
-class Steering(NamedTuple):
-    """A checked `ControlInput`; `pixels` (height, width, 3) uint8 have the picture's size."""
-
-    model: Path
-    pixels: NDArray[np.uint8]
-    scale: float
-    start: float
-    end: float
-    guess: bool
 
 
 @dataclass(frozen=True)
@@ -155,18 +120,20 @@ def resolve(
     """
     prompts = _prompts("prompt", prompt)
     negatives = _negatives(negative_prompt, len(prompts))
-    count = _whole("num_images", given.get("num_images", 1), 1, None)
+    count = whole("num_images", given.get("num_images", 1), 1, None)
     rows = len(prompts) * count
     output = given.get("output", "pil")
     if output not in OUTPUTS:
         raise RequestError(f"output must be one of {', '.join(OUTPUTS)}, not {output!r}")
-    guidance_scale = _finite("guidance_scale", given["guidance_scale"])
+    guidance_scale = finite("guidance_scale", given["guidance_scale"])
     seed = given.get("seed")
-    seed = secrets.randbits(32) if seed is None else _whole("seed", seed, 0, LAST_SEED)
-    canvases = _canvases(checkpoint, given, len(prompts))
-    width, height = _size(checkpoint, given, canvases)
-    shape = (height // _factor(checkpoint), width // _factor(checkpoint), _vae(checkpoint).latent_channels)
-    strength = _share("strength", given.get("strength", 0.8)) if canvases else 1.0
+    seed = secrets.randbits(32) if seed is None else whole("seed", seed, 0, LAST_SEED)
+    definition = checkpoint.definition
+    canvases = canvases_of(definition, given, len(prompts))
+    width, height = size_of(definition, given, canvases)
+    factor = definition.vae_config.factor
+    shape = (height // factor, width // factor, definition.vae_config.latent_channels)
+    strength = share("strength", given.get("strength", 0.8)) if canvases else 1.0
     if canvases and strength == 0:
         canvases = [untouched(entry) for entry in canvases]
     steps, sampler, schedule = given["steps"], given.get("sampler"), given.get("schedule")
@@ -189,7 +156,7 @@ def resolve(
         seeds=tuple((seed + i) % (LAST_SEED + 1) for i in range(rows)),
         steps=int(steps),  # type: ignore[arg-type]
         guidance_scale=guidance_scale,
-        guidance_rescale=_share("guidance_rescale", given.get("guidance_rescale", 0.0)),
+        guidance_rescale=share("guidance_rescale", given.get("guidance_rescale", 0.0)),
         table=walk,
         first_row=first,
         stop_row=stop,
@@ -199,8 +166,8 @@ def resolve(
         canvases=tuple(entry for entry in canvases for _ in range(count)),
         repaints=given.get("mask") is not None,
         loras=loras,
-        controls=_controls(given.get("control", ()), (width, height)),
-        tile=_tile(checkpoint, given.get("tiling"), (width, height)),
+        controls=controls_of(given.get("control", ()), (width, height)),
+        tile=tile_of(definition, given.get("tiling"), (width, height)),
         time_ids=_time_ids(given, (height, width)),
         output=output,
         settings=MappingProxyType(
@@ -263,145 +230,23 @@ def _part(walk: Schedule, train_timesteps: int, start: object, end: object) -> t
     steps = int(walk.step[-1]) + 1
     times = walk.timesteps[[walk.first_row(step) for step in range(steps)]]
     bounds = []
-    for name, share, default in (("denoising_start", start, 0), ("denoising_end", end, steps)):
-        if share is None:
+    for name, bound, default in (("denoising_start", start, 0), ("denoising_end", end, steps)):
+        if bound is None:
             bounds.append(default)
         else:
-            bounds.append(int((times >= round(train_timesteps * (1 - _share(name, share)))).sum()))
+            bounds.append(int((times >= round(train_timesteps * (1 - share(name, bound)))).sum()))
     return bounds[0], bounds[1]
 
 
-def _canvases(checkpoint: Checkpoint, given: Settings, prompts: int) -> list[Canvas]:
-    """One canvas a prompt, or none."""
-    images, masks = _each("image", given.get("image"), prompts), _each("mask", given.get("mask"), prompts)
-    config = checkpoint.definition.unet_config
-    channels = _vae(checkpoint).latent_channels
-    if config.in_channels not in (channels, 2 * channels + 1):
-        raise RequestError(
-            f"{checkpoint.source} has a UNet of {config.in_channels} input channels; only {channels} (ordinary) and "
-            f"{2 * channels + 1} (inpainting) are known"
-        )
-    if config.in_channels != channels and any(picture is None for picture in (*images, *masks)):
-        raise RequestError(f"{checkpoint.source} is an inpainting checkpoint: give image= and mask=")
-    padding = given.get("padding_mask_crop")
-    if padding is not None:
-        padding = _whole("padding_mask_crop", padding, 0, None)
-    feather = _finite("feather", given.get("feather", 0.0))
-    if feather < 0:
-        raise RequestError(f"feather must be at least 0 pixels, not {feather:g}")
-    if images[0] is None:
-        for name in ("mask", "padding_mask_crop"):
-            if given.get(name) is not None:
-                raise RequestError(f"{name} needs a picture: give image=")
-        return []
-    if given.get("denoising_start") is not None:
-        raise RequestError("give image= with strength=, or latents= with denoising_start=, not both")
-    factor = _factor(checkpoint)
-    sides = [given.get(name) for name in ("width", "height")]
-    size = tuple(
-        None if side is None else _side(n, side, factor) for n, side in zip(("width", "height"), sides, strict=True)
-    )
-    made = [
-        canvas(
-            image,
-            mask,
-            size=size,  # type: ignore[arg-type]
-            multiple=factor,
-            largest=MAX_SIDE,
-            padding=padding if mask is not None else None,
-            feather=feather,
-        )
-        for image, mask in zip(images, masks, strict=True)
-    ]
-    sizes = {entry.pixels.shape[:2] for entry in made}
-    if len(sizes) > 1:
-        raise RequestError(f"the pictures have {len(sizes)} sizes, and a batch has one: give width= and height=")
-    if given.get("output") == "numpy" and len({entry.whole.shape for entry in made}) > 1:
-        raise RequestError("pictures of different sizes do not make one array: take output='pil'")
-    return made
-
-
-def _each(name: str, value: Any, prompts: int) -> list[Any]:
-    """One picture for all prompts, or a list with one for each."""
-    if not isinstance(value, list | tuple):
-        return [value] * prompts
-    if len(value) == 1:
-        return list(value) * prompts
-    if len(value) != prompts:
-        raise RequestError(f"{name} has {len(value)} pictures for {prompts} prompts: give one, or one for each")
-    return list(value)
-
-
-def _size(checkpoint: Checkpoint, given: Settings, canvases: Sequence[Canvas]) -> tuple[int, int]:
-    """(width, height) in pixels."""
-    if canvases:
-        height, width = canvases[0].pixels.shape[:2]
-        return width, height
-    native = checkpoint.definition.unet_config.sample_size * _factor(checkpoint)
-    width, height = (
-        _side(name, native if (side := given.get(name)) is None else side, _factor(checkpoint))
-        for name in ("width", "height")
-    )
-    return width, height
-
-
-def _controls(given: Sequence[Any], size: tuple[int, int]) -> tuple[Steering, ...]:
-    checked = []
-    for i, entry in enumerate(given):
-        name = f"control[{i}]"
-        try:
-            asked = ControlInput(*entry)
-        except TypeError as error:
-            raise RequestError(f"{name} must be (folder, image, scale[, start, end, guess]), not {entry!r}") from error
-        image = asked.image
-        start, end = _share(f"{name}.start", asked.start), _share(f"{name}.end", asked.end)
-        if start >= end:
-            raise RequestError(f"{name} speaks from {start:g} to {end:g} of the steps, which is never")
-        pixels = to_rgb(image, name=f"{name}.image")
-        if (pixels.shape[1], pixels.shape[0]) != size:
-            pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
-        scale = _finite(f"{name}.scale", asked.scale)
-        checked.append(Steering(Path(asked.model), pixels, scale, start, end, bool(asked.guess)))
-    return tuple(checked)
-
-
 def _time_ids(given: Settings, size: tuple[int, int]) -> tuple[Mapping[str, tuple[float, ...]], ...]:
-    original = _pair("original_size", given.get("original_size") or size)
-    crop = _pair("crop", given.get("crop", (0, 0)))
-    target = _pair("target_size", given.get("target_size") or size)
+    original = pair("original_size", given.get("original_size") or size)
+    crop = pair("crop", given.get("crop", (0, 0)))
+    target = pair("target_size", given.get("target_size") or size)
     scores = (
-        _finite("negative_aesthetic_score", given.get("negative_aesthetic_score", 2.5)),
-        _finite("aesthetic_score", given.get("aesthetic_score", 6.0)),
+        finite("negative_aesthetic_score", given.get("negative_aesthetic_score", 2.5)),
+        finite("aesthetic_score", given.get("aesthetic_score", 6.0)),
     )
     return tuple({"base": (*original, *crop, *target), "refiner": (*original, *crop, score)} for score in scores)
-
-
-def _tile(checkpoint: Checkpoint, tiling: bool | None, size: tuple[int, int]) -> int | None:
-    """The side of the autoencoder's tiles: that of a square of as many pixels as it may hold at one time."""
-    if tiling is None:
-        tiling = size[0] * size[1] > DECODED_AT_ONCE
-        if tiling:
-            warnings.warn(
-                f"a picture of {size[0]}x{size[1]} is encoded and decoded in tiles, to save memory; "
-                "tiling=True or False chooses without this warning",
-                stacklevel=4,
-            )
-    return math.isqrt(DECODED_AT_ONCE) // _factor(checkpoint) if tiling else None
-
-
-def _pair(name: str, value: object) -> tuple[float, float]:
-    if not isinstance(value, tuple | list) or len(value) != 2:
-        raise RequestError(f"{name} must be a pair of numbers (height, width), not {value!r}")
-    return _finite(name, value[0]), _finite(name, value[1])
-
-
-def _vae(checkpoint: Checkpoint) -> Any:
-    return checkpoint.definition.vae_config
-
-
-def _factor(checkpoint: Checkpoint) -> int:
-    factor: int = checkpoint.definition.vae_config.factor
-    return factor
 
 
 def _prompts(name: str, given: object) -> list[str]:
@@ -430,14 +275,6 @@ def _negatives(given: object, count: int) -> list[str | None]:
     return list(negatives)
 
 
-def _side(name: str, value: object, factor: int) -> int:
-    side = _whole(name, value, factor, MAX_SIDE)
-    if side % factor:
-        low = side - side % factor
-        raise RequestError(f"{name} must be a multiple of {factor}, not {side}: {low} and {low + factor} are nearest")
-    return side
-
-
 def _latents(given: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float32]:
     latents = np.asarray(given, np.float32)
     if latents.shape != shape:
@@ -445,30 +282,3 @@ def _latents(given: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float32]:
     if not np.isfinite(latents).all():
         raise RequestError("latents hold NaN or infinity")
     return latents
-
-
-def _share(name: str, value: object) -> float:
-    share = _finite(name, value)
-    if not 0 <= share <= 1:
-        raise RequestError(f"{name} must be a number from 0 to 1, not {value!r}")
-    return share
-
-
-def _finite(name: str, value: object) -> float:
-    try:
-        number = math.nan if isinstance(value, bool | str) else float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise RequestError(f"{name} must be a finite number, not {value!r}")
-    return number
-
-
-def _whole(name: str, value: object, least: int, most: int | None) -> int:
-    allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise RequestError(f"{name} must be a whole number {allowed}, not {value!r}")
-    number: int = value.__index__()
-    if number < least or (most is not None and number > most):
-        raise RequestError(f"{name} must be a whole number {allowed}, not {number}")
-    return number

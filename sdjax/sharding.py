@@ -22,8 +22,8 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
+from sdjax.batch import Batch, batch_axes
 from sdjax.errors import RequestError
-from sdjax.generation import Batch, batch_axes
 from sdjax.models import Params
 
 DATA, GUIDANCE, MODEL = AXES = ("data", "guidance", "model")

@@ -46,8 +46,8 @@ def main(folder: Path, programs: Path) -> None:
             return np.stack(pipe(PROMPT, NEGATIVE, **{**SIZE, **SETTINGS, "num_images": 8, **changes}).images)
 
         pictures[f"{name} plain"] = draw()
-        for file in programs.glob("*jit_denoise*after_optimizations.txt"):
-            file.rename(folder / f"{name}.hlo")
+        (program,) = programs.glob("*jit_denoise*after_optimizations.txt")
+        program.rename(folder / f"{name}.hlo")
         if name in ("one", "data"):
             pictures[f"{name} repainted"] = draw(image=photo, mask=mask, strength=0.9)
         if name == "data":
@@ -64,7 +64,8 @@ def main(folder: Path, programs: Path) -> None:
             pictures[f"{name} unguided"] = draw(guidance_scale=1.0)
         if name in ("one", "model"):
             pictures[f"{name} adapted"] = draw(loras=lora)
-            pictures[f"{name} controlled"] = draw(control=control)
+        for program in programs.glob("*jit_denoise*.txt"):
+            program.unlink()
         facts[name] = {
             ".".join(map(str, path)): [list(leaf.shape), list(leaf.addressable_shards[0].data.shape)]
             for path, leaf in flatten_dict(pipe.params).items()

@@ -10,7 +10,7 @@ import torch
 import sdjax
 from sdjax.pipeline import BUNDLED_FOLDER, stack_tables, start_state
 from sdjax.prompts import tokenize
-from sdjax.schedulers import table
+from sdjax.schedulers import SAMPLERS, table
 from training.checker import check, read
 from training.drawings import draw
 from training.evaluate import pictures_of, scenes_and_prompts, shares
@@ -62,6 +62,13 @@ def test_a_negative_prompt_moves_the_picture_away_from_it(pipe):
     assert any((a != b).any() for a, b in zip(plain, moved, strict=True))
     blues = [sum(read(picture).background == "blue" for picture in pictures) for pictures in (plain, moved)]
     assert blues[1] <= blues[0]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_draws_what_is_said(pipe, sampler):
+    found = [read(picture) for picture in drawn(pipe, RED_ON_BLUE, seed=0, num_images=8, sampler=sampler)]
+    right = [reading.background == "blue" and [shape.color for shape in reading.shapes] == ["red"] for reading in found]
+    assert sum(right) >= 7
 
 
 def test_two_seeds_differ_and_one_seed_repeats(pipe):

@@ -8,13 +8,11 @@ the pictures with their holes filled. The sheet has a row for each weight, the s
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 import sdjax
-from sdjax.loading import apply_lora, read_lora
 from training.captions import full_caption
 from training.drawings import Picture, Scene, sample_held_out_scene
 from training.evaluate import contact_sheet, pictures_of, shares
@@ -42,13 +40,6 @@ def scenes_and_prompts(count: int) -> tuple[list[Scene], list[str]]:
     return scenes, [full_caption(scene, rng) for scene in scenes]
 
 
-def adapted(pipe: sdjax.Pipeline, file: Path, weight: float) -> sdjax.Pipeline:
-    """The pipeline with a LoRA in it."""
-    params = apply_lora(pipe.params, [(read_lora(file, pipe.params), weight)])
-    settings = {"steps": pipe.steps, "guidance_scale": pipe.guidance_scale}
-    return sdjax.Pipeline(replace(pipe.checkpoint, params=params), name=f"{pipe.name} + {file.name}", **settings)
-
-
 def measured(pictures: Sequence[Picture], scenes: Sequence[Scene]) -> dict[str, float]:
     """The percentage of shapes that are hollow, and what the checker says of the pictures without holes."""
     hollow = 100 * float(np.nanmean([hollow_share(picture) for picture in pictures]))
@@ -66,10 +57,10 @@ def main() -> None:
     scenes, prompts = scenes_and_prompts(args.prompts)
     rows = []
     for weight in WEIGHTS:
-        with_lora = adapted(pipe, args.file, weight)
-        row = measured(pictures_of(with_lora, prompts), scenes)
+        loras = [(args.file, weight)]
+        row = measured(pictures_of(pipe, prompts, loras=loras), scenes)
         print(f"weight {weight}:", *(f"{name} {share:.1f} %," for name, share in row.items()))
-        rows += pictures_of(with_lora, SHEET_PROMPTS)
+        rows += pictures_of(pipe, SHEET_PROMPTS, loras=loras)
     if args.sheet:
         contact_sheet(rows, len(SHEET_PROMPTS)).save(args.sheet, optimize=True)
 

@@ -129,7 +129,7 @@ def main() -> None:
     """Train from the command line."""
     parser = argparse.ArgumentParser(description="Train the bundled model's text encoder.")
     parser.add_argument("--folder", type=Path, default=Path("runs/text"))
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=3000)
     args = parser.parse_args()
     train(args.folder, initial_state(args.steps), partial(step, args.steps), batch, steps=args.steps, save_every=500)
 

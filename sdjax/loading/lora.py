@@ -199,8 +199,9 @@ def _merged(leaf: Array, terms: Sequence[tuple[Change, float]], *, is_kernel: bo
     additions = [
         _addition(leaf, change, np.float32(weight * change.scale), is_kernel=is_kernel) for change, weight in terms
     ]
-    merged = _sum(leaf, reduce(jnp.add, additions))
-    if isinstance(merged, jax.core.Tracer) or not isinstance(leaf, jax.Array):
+    merged: Array = _sum(leaf, reduce(jnp.add, additions))
+    if isinstance(merged, jax.core.Tracer) or not isinstance(leaf, jax.Array) or not leaf.committed:
+        # An array that is bound to a device is another kind of argument than one that isn't, and compiles anew.
         return merged
     placed: Array = jax.device_put(merged, leaf.sharding)
     return placed

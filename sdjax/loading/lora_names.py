@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from flax.traverse_util import flatten_dict
 
+from sdjax.loading.original_unet import ENDS, RESIDUAL
 from sdjax.loading.weights import LeafPath, tensor_name
 from sdjax.models import Params
 
@@ -46,23 +47,8 @@ _ENDING = re.compile(r"[._](" + "|".join(re.escape(part) for part in sorted(PART
 ENCODERS = {"text_encoder": ("lora_te1_", "lora_te_"), "text_encoder_2": ("lora_te2_",)}
 OLD_ATTENTION = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
 
-RESNET = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
-ENDS = {
-    "conv_in": "input_blocks.0.0",
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "add_embedding.linear_1": "label_emb.0.0",
-    "add_embedding.linear_2": "label_emb.0.2",
-    "conv_norm_out": "out.0",
-    "conv_out": "out.2",
-}
+RESIDUAL_NAMES = {name: original for original, name in RESIDUAL.items()}
+END_NAMES = {name: original for original, name in ENDS.items()}
 
 
 class Key(NamedTuple):
@@ -143,14 +129,14 @@ def original_names(layers: Iterable[str]) -> dict[str, str]:
     renamed = dict(_original_blocks({tuple(layer.split(".")[:4]) for layer in layers}))
     names = {}
     for layer in layers:
-        if layer in ENDS:
-            names[layer] = ENDS[layer]
+        if layer in END_NAMES:
+            names[layer] = END_NAMES[layer]
             continue
         parts = layer.split(".")
         depth = 3 if parts[0] == "mid_block" else 4
         block, inside = ".".join(parts[:depth]), ".".join(parts[depth:])
         if block in renamed:
-            names[layer] = f"{renamed[block]}.{'op' if 'downsamplers' in block else RESNET.get(inside, inside)}"
+            names[layer] = f"{renamed[block]}.{'op' if 'downsamplers' in block else RESIDUAL_NAMES.get(inside, inside)}"
     return names
 
 

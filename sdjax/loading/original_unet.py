@@ -26,7 +26,7 @@ GROUPS = 32
 HEAD_CHANNELS = 64
 SD1_HEADS = 8
 
-_RESIDUAL = {
+RESIDUAL = {
     "in_layers.0": "norm1",
     "in_layers.2": "conv1",
     "emb_layers.1": "time_emb_proj",
@@ -34,7 +34,7 @@ _RESIDUAL = {
     "out_layers.3": "conv2",
     "skip_connection": "conv_shortcut",
 }
-_ENDS = {
+ENDS = {
     "input_blocks.0.0": "conv_in",
     "time_embed.0": "time_embedding.linear_1",
     "time_embed.2": "time_embedding.linear_2",
@@ -64,7 +64,7 @@ def unet_tensors(tensors: Mapping[str, Tensor], *, where: str) -> dict[str, Tens
         CheckpointError: a tensor is unknown, or one that sizes are read from is missing; it is named.
     """
     levels = _levels(tensors, where)
-    modules = dict(_ENDS)
+    modules = dict(ENDS)
     for level, (_, blocks, _) in enumerate(levels):
         for layer, block in enumerate(blocks):
             modules |= _residual(f"input_blocks.{block}.0", f"down_blocks.{level}.resnets.{layer}")
@@ -188,4 +188,4 @@ def _groups(widths: list[int], where: str) -> int:
 
 
 def _residual(old: str, new: str) -> dict[str, str]:
-    return {f"{old}.{layer}": f"{new}.{name}" for layer, name in _RESIDUAL.items()}
+    return {f"{old}.{layer}": f"{new}.{name}" for layer, name in RESIDUAL.items()}

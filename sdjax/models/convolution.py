@@ -1,6 +1,50 @@
 """How a convolution is computed: the one place that chooses its form."""
 
+from enum import Enum
+
+import jax
+import jax.numpy as jnp
 from jax import Array, lax
+
+from sdjax.models import winograd
+
+TILES_AT_ONCE = 2048
+"""Tiles of Winograd's forms that are in memory at once. Fewer cost speed, for every strip packs the weights again."""
+
+
+class Form(Enum):
+    """A way to compute a convolution; all give the same numbers, up to rounding."""
+
+    DIRECT = "the backend's own"
+    POINTWISE = "a matrix product over the channels"
+    COLUMNS = "one matrix product of every pixel's surroundings"
+    WINOGRAD_2 = "Winograd's F(2x2, 3x3)"
+    WINOGRAD_4 = "Winograd's F(4x4, 3x3)"
+
+
+def choose(
+    picture: tuple[int, int], kernel: tuple[int, ...], *, stride: int, padding: tuple[int, int], backend: str
+) -> Form:
+    """Choose the fastest form that was measured for such a shape (benchmarks/notes.md has the figures).
+
+    Args:
+        picture: height and width of the input.
+        kernel: (size, size, in, out).
+        stride: of both axes.
+        padding: of both axes.
+        backend: "cpu", "gpu" or "tpu".
+    """
+    size, _, narrow, wide = *kernel[:2], *sorted(kernel[2:])
+    if size == 1 and stride == 1 and padding == (0, 0):
+        return Form.POINTWISE
+    # GPUs and TPUs have tuned convolutions; on a CPU, XLA's reach three quarters of PyTorch's speed, its products more.
+    if backend != "cpu" or size != 3 or stride != 1 or padding != (1, 1) or narrow < 64:
+        return Form.DIRECT
+    pixels = picture[0] * picture[1]
+    # The weights of F(4x4) are four times the kernel's, of F(2x2) 16/9: worth it where they are few beside the pixels.
+    if pixels >= 64 * 64 or (pixels >= 32 * 32 and narrow * wide <= 640 * 640):
+        return Form.WINOGRAD_4
+    return Form.WINOGRAD_2 if pixels >= 16 * 16 else Form.COLUMNS
 
 
 def conv2d(x: Array, kernel: Array, *, stride: int, padding: tuple[int, int]) -> Array:
@@ -15,8 +59,25 @@ def conv2d(x: Array, kernel: Array, *, stride: int, padding: tuple[int, int]) ->
     Returns:
         (batch, height', width', out) in x's dtype.
     """
-    if kernel.shape[:2] == (1, 1) and stride == 1 and padding == (0, 0):
-        return x @ kernel[0, 0]  # a pointwise convolution is a matrix product
+    _, height, width, _ = x.shape
+    form = choose((height, width), kernel.shape, stride=stride, padding=padding, backend=jax.default_backend())
+    match form:
+        case Form.POINTWISE:
+            return x @ kernel[0, 0]
+        case Form.COLUMNS:
+            return _columns(x, kernel)
+        case Form.WINOGRAD_2 | Form.WINOGRAD_4:
+            tile = 2 if form is Form.WINOGRAD_2 else 4
+            strip = max(1, TILES_AT_ONCE // -(-width // tile))
+            return winograd.conv3x3(x, kernel, tile=tile, strip=strip)
     return lax.conv_general_dilated(
         x, kernel, (stride, stride), (padding, padding), dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
+
+
+def _columns(x: Array, kernel: Array) -> Array:
+    """Lay the 3x3 surroundings of every pixel side by side, and multiply once."""
+    _, height, width, channels = x.shape
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    around = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+    return jnp.concatenate(around, axis=-1) @ kernel.reshape(9 * channels, -1)

@@ -84,14 +84,26 @@ class GroupNorm(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """Normalise (batch, ..., channels); the result has the layer's dtype."""
-        batch, *spatial, channels = x.shape
-        grouped = x.astype(jnp.float32).reshape(batch, -1, self.groups, channels // self.groups)
-        mean = grouped.mean((1, 3), keepdims=True)
-        centred = grouped - mean
-        inverse = jax.lax.rsqrt(jnp.square(centred).mean((1, 3), keepdims=True) + self.epsilon)
-        scale = self.scale[...].astype(jnp.float32).reshape(self.groups, -1)
-        bias = self.bias[...].astype(jnp.float32).reshape(self.groups, -1)
-        return (centred * (inverse * scale) + bias).reshape(batch, *spatial, channels).astype(self.dtype)
+        wide = x.astype(jnp.float32)
+        mean = self._spread(_mean(wide))
+        variance = self._spread(_mean(jnp.square(wide - mean)))
+        scale, bias = (parameter[...].astype(jnp.float32) for parameter in (self.scale, self.bias))
+        return ((wide - mean) * (jax.lax.rsqrt(variance + self.epsilon) * scale) + bias).astype(self.dtype)
+
+    def _spread(self, means: Array) -> Array:
+        """Average the channels' means (batch, ..., channels) over each group, and give it to all of its channels."""
+        grouped = means.reshape(*means.shape[:-1], self.groups, -1)
+        return jnp.broadcast_to(grouped.mean(-1, keepdims=True), grouped.shape).reshape(means.shape)
+
+
+def _mean(x: Array) -> Array:
+    """The mean over all axes between the first and the last, kept with length 1.
+
+    One axis after the other, so that sums stay short (and exact), and so that a CPU runs along the channels in memory.
+    """
+    for axis in range(1, x.ndim - 1):
+        x = x.mean(axis, keepdims=True)
+    return x
 
 
 def timestep_embedding(timesteps: Array, channels: int, *, flip_sin_to_cos: bool, freq_shift: float) -> Array:

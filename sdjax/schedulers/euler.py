@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from sdjax.schedulers.config import SchedulerConfig, SigmaSchedule
 from sdjax.schedulers.rows import MEMORY, NOISE, Row, Schedule, X, lay_out, predicted_x0
-from sdjax.schedulers.spacing import Level, path_by_sigmas
+from sdjax.schedulers.spacing import LEAST_ALPHA_CUMPROD, Level, path_by_sigmas
 
 
 def euler(config: SchedulerConfig, steps: int, schedule: SigmaSchedule | None = None, begin: int = 0) -> Schedule:
@@ -41,7 +41,11 @@ def euler_a(config: SchedulerConfig, steps: int, schedule: SigmaSchedule | None 
 
 
 def heun(config: SchedulerConfig, steps: int, schedule: SigmaSchedule | None = None, begin: int = 0) -> Schedule:
-    """Heun's method (algorithm 1 of the paper): two calls a step, second order; Euler's into sigma = 0."""
+    """Heun's method (algorithm 1 of the paper): two calls a step, second order; Euler's into sigma = 0.
+
+    Euler's also out of pure noise (zero terminal SNR), unlike diffusers: there the length of the step is thousands, and
+    multiplies the difference between two calls. The bundled model draws nothing with it.
+    """
     path = path_by_sigmas(config, steps, schedule, clean=True)
     sigmas = path.sigmas
     rows = []
@@ -51,12 +55,16 @@ def heun(config: SchedulerConfig, steps: int, schedule: SigmaSchedule | None = N
         x0 = predicted_x0(config.prediction_type, level)
         d = (X - x0) / level.noise
         rows.append(Row(i, path.timesteps[i], level, X + d * step, x0, remember=(X, d)))
-        if landing.noise > 0:
+        if landing.noise > 0 and level.noise < PURE_NOISE:
             start, d_start = MEMORY[:2]
             x0 = predicted_x0(config.prediction_type, landing)
             d = (X - x0) / landing.noise
             rows.append(Row(i, path.timesteps[i + 1], landing, start + (d_start + d) / 2 * step, x0))
     return lay_out(rows, Level(1.0, sigmas[steps]), init_noise=start_noise(config, sigmas[0]))
+
+
+PURE_NOISE = 0.9 / LEAST_ALPHA_CUMPROD**0.5
+"""Sigmas from here on stand for a level without any signal."""
 
 
 def ancestral(sigma: float, sigma_next: float) -> tuple[float, float]:

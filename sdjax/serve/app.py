@@ -1,22 +1,25 @@
 """The application: the parts of a server, put together."""
 
 import logging
+import mimetypes
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import anyio
 from anyio import to_thread
 from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sdjax.serve.bodies import BodyLimit
 from sdjax.serve.front import Front, Worker
@@ -32,7 +35,14 @@ from sdjax.serve.settings import Settings
 from sdjax.serve.store import Store
 
 PAGE = Path(__file__).parent / "page"
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'",
+    "Cache-Control": "no-cache",  # the browser keeps the files, and asks whether a new release has others
+}
 RETAIN_EVERY = 600.0
+AGAIN_AFTER = 5.0
 
 Boot: TypeAlias = Callable[[Worker], None]
 """Loads the model and starts the engine, and writes what comes of it into the worker; runs in a thread of its own."""
@@ -63,10 +73,10 @@ def create_app(settings: Settings, store: Store, boot: Boot) -> Starlette:
         front.registry.open()
         threading.Thread(target=_booted, args=(boot, front.worker), name="sdjax-boot", daemon=True).start()
         async with anyio.create_task_group() as group:
-            group.start_soon(_follow, front)
-            group.start_soon(_retain, settings, store)
+            group.start_soon(_lasting, partial(_follow, front))
+            group.start_soon(_lasting, partial(_retain, settings, store))
             if settings.callback_url:
-                group.start_soon(_beat, front, settings.callback_url)
+                group.start_soon(_lasting, partial(_beat, front, settings.callback_url))
             yield
             await drain(front)
             group.cancel_scope.cancel()
@@ -83,6 +93,7 @@ def create_app(settings: Settings, store: Store, boot: Boot) -> Starlette:
         },
         lifespan=lifespan,
     )
+    mimetypes.add_type("text/javascript", ".js")  # a Windows registry may say otherwise, and browsers then refuse it
     # Not a mount: it would match every path, and hide that a route has another method.
     app.router.default = _page(StaticFiles(directory=PAGE, html=True))
     app.state.front = front
@@ -137,9 +148,25 @@ def _page(files: StaticFiles) -> ASGIApp:
     async def page(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] not in ("GET", "HEAD") or "\0" in scope["path"]:
             raise HTTPException(404)
-        await files(scope, receive, send)
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(PAGE_HEADERS)
+            await send(message)
+
+        await files(scope, receive, with_headers)
 
     return page
+
+
+async def _lasting(task: Callable[[], Awaitable[None]]) -> None:
+    """Run what goes on beside the requests: where it fails, the disk perhaps, it is begun again."""
+    while True:
+        try:
+            return await task()
+        except Exception:
+            logger.exception("a task in the background failed, and is begun again")
+            await anyio.sleep(AGAIN_AFTER)
 
 
 async def _follow(front: Front) -> None:

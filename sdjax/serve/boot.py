@@ -57,7 +57,7 @@ def load(settings: Settings, store: Store, worker: Worker) -> None:
         pipe,
         store,
         name=settings.worker_id,
-        slots=settings.slots * count,
+        slots=settings.slots,
         batch_sizes=[size * count for size in default_batch_sizes()],
     )
     engine.start()

@@ -16,8 +16,8 @@ import numpy as np
 from jax import Array
 from PIL import Image
 
+from sdjax.batch import Batch, join
 from sdjax.errors import RequestError
-from sdjax.generation import Batch, join
 from sdjax.pipeline import Pipeline
 from sdjax.requests import LAST_SEED, Request
 from sdjax.serve.store import Store

@@ -17,25 +17,21 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import jax
-import numpy as np
-
 from sdjax.errors import NotFiniteError
 from sdjax.pipeline import Pipeline
 from sdjax.serve import drawing
 from sdjax.serve.drawing import Key, Row
-from sdjax.serve.encoding import Projection
 from sdjax.serve.finisher import Finisher
 from sdjax.serve.leases import Leases
 from sdjax.serve.preparer import Preparer
+from sdjax.serve.previews import Previews
 from sdjax.serve.programs import Programs, default_batch_sizes
 from sdjax.serve.scheduling import SLICE_SECONDS, Blocked, admit, partition, slice_length
-from sdjax.serve.stats import Stats
+from sdjax.serve.stats import Compilations, Stats
 from sdjax.serve.store import Store
-from sdjax.serve.warmup import foreseen, projection
+from sdjax.serve.warmup import foreseen
 from sdjax.serve.work import Work, error_code
 
-SLOTS = 8
 LEASE_SECONDS = 15.0
 POLL_SECONDS = 0.5
 """How often an idle engine looks for jobs that other processes submitted, or lost."""
@@ -45,8 +41,6 @@ STALLED_SECONDS = 1800.0
 """The longest that a compilation is believed to take. After that the device hangs, and the jobs are to be others'."""
 STORING_SECONDS = 10.0
 """How long an engine that stops waits for pictures that are already drawn."""
-PREVIEW_DECODED = 2**16
-"""Pixels up to which a preview is what the VAE decodes; of larger pictures it is a linear guess from the latents."""
 KEPT_BUCKETS = 64
 """How many buckets' speeds are remembered."""
 
@@ -60,7 +54,9 @@ class GenerationEngine:
         pipe: the model.
         store: the jobs.
         name: of this engine, for the store's records.
-        slots: how many pictures are drawn at once.
+        slots: how many pictures are drawn at once; None is as many as the largest batch holds, and at least two, so
+            that a short job needn't wait for a long one. Where batches gain nothing, more of them make everybody slower
+            (`benchmarks/serving.py`).
         batch_sizes: to compile; None lets the backend decide. Of those, each slice takes what was measured to be best.
         sizes: (width, height) in pixels to compile before the engine is ready; None is the model's own.
         lease_seconds: after which a dead engine's jobs are others'.
@@ -76,22 +72,23 @@ class GenerationEngine:
         store: Store,
         *,
         name: str | None = None,
-        slots: int = SLOTS,
+        slots: int | None = None,
         batch_sizes: Sequence[int] | None = None,
         sizes: Sequence[tuple[int, int]] | None = None,
         lease_seconds: float = LEASE_SECONDS,
     ) -> None:
         self.pipe = pipe
         self.store = store
-        self.slots = slots
         self.ready = threading.Event()
         self.error: Exception | None = None
         self._name = name or f"{socket.gethostname()}:{os.getpid()}"
         native = pipe.definition.unet_config.sample_size * pipe.definition.vae_config.factor
-        self._sizes = tuple(sizes or [(native, native)])
+        self._sizes = ((native, native),) if sizes is None else tuple(sizes)
         self._lease_seconds = lease_seconds
         self._programs = Programs(pipe, batch_sizes or default_batch_sizes())
-        self._projection: Projection | None = None
+        self.slots = slots or max(2, *self._programs.sizes)
+        self._previews = Previews(pipe)
+        self._compilations = Compilations()
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._wake = threading.Event()
         self._until: float | None = None
@@ -103,9 +100,10 @@ class GenerationEngine:
         self._finishing: set[str] = set()
         self._compiling: set[Key] = set()
         self._blocked: Blocked | None = None
+        self._alone = False
         self._told_at = 0.0
         self._moved_at = time.monotonic()
-        self._slices = self._compiles = 0
+        self._slices = 0
         self._ended: Counter[str] = Counter({"complete": 0, "error": 0, "gone": 0, "released": 0})
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._buckets: dict[str, Key] = {}
@@ -113,7 +111,7 @@ class GenerationEngine:
 
     def start(self) -> None:
         """Begin: compile, then draw. Returns at once."""
-        jax.monitoring.register_event_duration_secs_listener(self._heard)
+        self._compilations.start()
         self._leases = Leases(
             self.store,
             owner=self._name,
@@ -133,6 +131,16 @@ class GenerationEngine:
         self._unsubscribe = self.store.subscribe(lambda _: self._wake.set())
         self._thread.start()
 
+    def wait_until_ready(self) -> None:
+        """Return when jobs are taken, or when it was drained before.
+
+        Raises:
+            Exception: whatever kept it from getting ready, `error`.
+        """
+        while self._until is None and not self.ready.wait(0.1):
+            if self.error is not None:
+                raise self.error
+
     def drain(self, seconds: float) -> None:
         """Take no more jobs, give the running ones so long to finish, give the rest back to the store, and return."""
         is_first = self._until is None
@@ -144,7 +152,7 @@ class GenerationEngine:
             self._preparer.close()
             self._finisher.close(STORING_SECONDS)
             self._leases.close()
-            jax.monitoring.unregister_event_duration_listener(self._heard)
+            self._compilations.stop()
 
     def stats(self) -> Stats:
         """What it has done so far."""
@@ -158,7 +166,7 @@ class GenerationEngine:
             pending=len(self._pending) + sum(list(self._preparing.values())),
             finishing=len(self._finishing),
             slices=self._slices,
-            compiles=self._compiles,
+            compiles=self._compilations.count,
             ended=dict(self._ended),
             seconds=dict(self._seconds),
             step_seconds=best,
@@ -186,14 +194,13 @@ class GenerationEngine:
             for size in self._programs.sizes:
                 self._programs.compile(drawing.key(row, ()), row, size)
                 self._moved_at = time.monotonic()
-            if self._projection is None:
-                self._projection = projection(self.pipe, row)
+            self._previews.fit(row)
 
     def _is_drained(self, until: float) -> bool:
         """Give back what hasn't begun; True when the rest is done, or out of time."""
         for work in [work for work in self._works.values() if not work.began]:
+            self._leases.give_back(work.lease)
             self._forget(work.job.id, "released")
-            self.store.release(work.job.id, work.lease.fence)
         return not self._works or time.monotonic() > until
 
     def _turn(self) -> None:
@@ -219,8 +226,15 @@ class GenerationEngine:
             self._inbox.get_nowait()()
 
     def _lease(self) -> None:
-        """Fill free slots from the queue."""
+        """Fill free slots from the queue.
+
+        A job that was drawn by a process that died is suspected of its death, and drawn alone: should the process die
+        again, no other job is blamed for it.
+        """
         while self._taken() < self.slots and len(self._finishing) <= self.slots:
+            if self._alone and (self._works or self._finishing):
+                return
+            self._alone = False
             waiting = list(self.store.waiting())
             running = {work.job.bucket for work in self._works.values()}
             bucket, self._blocked = admit(waiting, running, self._blocked, time.monotonic())
@@ -231,8 +245,13 @@ class GenerationEngine:
             if lease is None:
                 return
             job = lease.job
+            self._alone = job.attempts > 1
+            if self._alone and (self._works or self._finishing):
+                self._leases.give_back(lease)
+                return
             work = Work(lease, job.request.get("num_images") or 1)
-            work.seconds["queued"] = (job.started or job.created) - job.created
+            # The clock on the wall may be set back in between.
+            work.seconds["queued"] = max((job.started or job.created) - job.created, 0.0)
             self._works[job.id] = work
             self._preparing[job.id] = work.pictures
             self._preparer.prepare(lease)
@@ -337,21 +356,10 @@ class GenerationEngine:
         work.done[row.number] = row.done
         is_due = work.preview_every and row.done > before.done and row.done % work.preview_every == 0
         if is_due and row.number == 0 and row.left:
-            self._preview(work, row)
+            preview = self._previews.picture(row)
+            if preview is not None:
+                self._finisher.preview(work.lease, work.progress(), preview)
         return True
-
-    def _preview(self, work: Work, row: Row) -> None:
-        estimate = drawing.estimate(row)
-        settings = row.request.settings
-        try:
-            if self._projection is None or settings["width"] * settings["height"] <= PREVIEW_DECODED:
-                (picture,) = self.pipe.finish(row.request, estimate)
-            else:
-                picture = self._projection.picture(np.asarray(estimate[0], np.float32))
-        except Exception as error:
-            logger.warning("a preview was left out: %s", error)
-            return
-        self._finisher.preview(work.lease, work.progress(), picture)
 
     def _tell(self, *, every: float) -> None:
         """Tell the store what is new, and hear which jobs are lost, unless that was done in the last seconds."""
@@ -417,7 +425,3 @@ class GenerationEngine:
         self._preparing.pop(job_id, None)
         self._pending = deque((key, row) for key, row in self._pending if row.job_id != job_id)
         self._ended[how] += 1
-
-    def _heard(self, event: str, duration_secs: float, **_: str | int) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            self._compiles += 1

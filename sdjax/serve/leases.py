@@ -70,6 +70,11 @@ class Leases:
         with self._guard:
             return self._held.pop(job_id, None)
 
+    def give_back(self, lease: Lease) -> None:
+        """Let the job wait again, as if it had not been leased."""
+        self.end(lease.job.id)
+        self._store.release(lease.job.id, lease.fence)
+
     def held(self) -> list[Lease]:
         """Those that are held."""
         with self._guard:
@@ -80,8 +85,7 @@ class Leases:
         self._closed.set()
         self._thread.join()
         for lease in self.held():
-            self.end(lease.job.id)
-            self._store.release(lease.job.id, lease.fence)
+            self.give_back(lease)
 
     def _renew(self) -> None:
         while not self._closed.wait(self._seconds / RENEWALS):

@@ -13,8 +13,9 @@ import numpy as np
 from PIL import Image, ImageOps
 from pydantic import Field, ValidationError
 
-from sdjax.serve.pictures import PictureError, read_picture, write_picture
+from sdjax.serve.pictures import Limits, PictureError, read_picture, write_picture
 from sdjax.serve.problems import ProblemError, invalid, shown
+from sdjax.serve.queue import MASK
 from sdjax.serve.schemas import (
     MAX_IMAGES,
     WHOLE,
@@ -144,7 +145,7 @@ def edit_job(
     job = {**_common(params, model), "strength": params.strength}
     if mask is None:
         return job_request({**job, "operation": "image_transform", "input_image": _base64(image)})
-    covered = _read("mask", mask)
+    covered = _read("mask", mask, MASK)
     if "A" not in covered.getbands() and "transparency" not in covered.info:
         raise invalid("mask", "mask must have transparency: what is fully transparent is repainted")
     alpha = np.asarray(covered.convert("RGBA").getchannel("A"))
@@ -190,9 +191,9 @@ def _size(text: str | None) -> tuple[int | None, int | None]:
     return int(match[1]), int(match[2])
 
 
-def _read(name: str, data: bytes) -> Image.Image:
+def _read(name: str, data: bytes, limits: Limits = Limits()) -> Image.Image:  # noqa: B008 (immutable)
     try:
-        return read_picture(data)
+        return read_picture(data, limits)
     except PictureError as error:
         raise invalid(name, f"{name}: {error}") from None
 

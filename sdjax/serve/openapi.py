@@ -28,6 +28,7 @@ OPERATIONS: Mapping[str, type[BaseModel]] = {
     "image_transform": ImageTransform,
     "image_inpaint": ImageInpaint,
 }
+INPUTS = ["input_image", "init_image", "mask_image"]
 SUMMARY = """Submit a job, listen to its stream, fetch its pictures; or use the routes that OpenAI's image clients call.
 
 A field that an operation doesn't have is an error. Fields with a default take null for it. Errors of the job routes are
@@ -40,7 +41,7 @@ ERRORS: Mapping[int, str] = {
     404: "There is no such thing.",
     405: "The path has no such method.",
     408: "The body did not arrive in time.",
-    409: "It does not fit: another model is served, or the job has already ended.",
+    409: "It does not fit: another model is served, or the job has already ended, or not yet.",
     410: "The job was cancelled while its client waited.",
     413: "The body is too large.",
     422: "A field is wrong; `field` names it.",
@@ -159,6 +160,28 @@ def _job_paths() -> dict[str, Any]:
                 "responses": {
                     "200": {"description": "In the job's format.", "content": pictures},
                     **_errors("ErrorAnswer", 401, 403, 404),
+                },
+            },
+        },
+        "/v1/jobs/{job_id}/inputs/{name}": {
+            "parameters": [job_id, _parameter("name", "path", {"enum": INPUTS}, "The request's field.")],
+            "get": {
+                "summary": "Fetch a picture that the request brought",
+                "operationId": "input",
+                "responses": {
+                    "200": {"description": "As it came.", "content": pictures},
+                    **_errors("ErrorAnswer", 401, 403, 404),
+                },
+            },
+        },
+        "/v1/jobs/{job_id}/record": {
+            "parameters": [job_id],
+            "delete": {
+                "summary": "Forget a job that has ended, and its pictures",
+                "operationId": "delete",
+                "responses": {
+                    "204": {"description": "It is gone."},
+                    **_errors("ErrorAnswer", 401, 403, 404, 409),
                 },
             },
         },
@@ -306,5 +329,18 @@ IMAGES = _object(
     usage={"type": "object"},
     seed={"type": "integer"},
 )
-MODEL = _object(id=_TEXT, object={"const": "model"}, created={"type": "integer"}, owned_by=_TEXT)
+MODEL = _object(
+    id=_TEXT,
+    object={"const": "model"},
+    created={"type": "integer"},
+    owned_by=_TEXT,
+    sdjax=_object(
+        steps={"type": "integer"},
+        guidance_scale={"type": "number"},
+        sampler=_TEXT,
+        size={"type": "integer"},
+        least_side={"type": "integer"},
+        needs_mask={"type": "boolean"},
+    ),
+)
 MODELS = _object(object={"const": "list"}, data={"type": "array", "items": {"$ref": REFERENCE + "Model"}})

@@ -75,6 +75,12 @@ def read_picture(data: bytes, limits: Limits = Limits()) -> Image.Image:  # noqa
         return picture
 
 
+def media_type(data: bytes) -> str:
+    """Of a file that `read_picture` has taken."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+        return MEDIA_TYPES[str(picture.format).lower()]
+
+
 def write_picture(picture: Image.Image, kind: str, quality: int | None = None) -> bytes:
     """Encode as "png", "jpeg" or "webp"; `quality` (0 to 100) is for the latter two."""
     buffer = io.BytesIO()

@@ -3,12 +3,13 @@
 import hashlib
 import secrets
 import threading
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from PIL import Image
 
-from sdjax.errors import RequestError
+from sdjax.errors import SdjaxError
 from sdjax.serve.buckets import bucket
 from sdjax.serve.pictures import Limits, PictureError, from_base64, read_picture
 from sdjax.serve.problems import ProblemError, invalid, shown
@@ -17,6 +18,8 @@ from sdjax.serve.served import MOST_SIDE, MULTIPLE, ServedModel
 from sdjax.serve.store import Job, QueueFullError, Store
 
 STRENGTH = 0.8
+MASK = Limits(least_side=1)
+"""A mask is stretched over its picture, so it may be small."""
 RECENT = 0.2
 """Weight of the newest job in the mean of how long jobs take."""
 LONGEST_RETRY = 600
@@ -115,24 +118,23 @@ def resolved(
         "worker_id": wanted.worker_id,
     }
     blobs: dict[str, bytes] = {}
+    pictures: dict[str, Image.Image] = {}
     if isinstance(wanted, ImageGeneration):
         request["width"] = _side("width", wanted.width, model)
         request["height"] = _side("height", wanted.height, model)
     else:
         names = ("input_image",) if isinstance(wanted, ImageTransform) else ("init_image", "mask_image")
         request["strength"] = STRENGTH if wanted.strength is None else wanted.strength
-        pictures = []
         for name in names:
-            data, picture = _picture(name, getattr(wanted, name))
+            data, pictures[name] = _picture(name, getattr(wanted, name))
             digest = hashlib.sha256(data).hexdigest()
             blobs[digest] = data
             request[name] = {"blob": digest}
-            pictures.append(picture)
-        request["width"], request["height"] = _fitted(names[0], pictures[0])
+        request["width"], request["height"] = _fitted(names[0], pictures[names[0]])
     try:
-        model.check_sampler(request["sampler"], request["steps"])
-    except RequestError as error:
-        raise invalid("sampler", f"sampler: {error}") from None
+        model.check(request, pictures)
+    except SdjaxError as error:
+        raise invalid(_field(str(error), request), str(error)) from None
     return request, blobs
 
 
@@ -168,6 +170,12 @@ def _check_model(name: str | None, model: ServedModel) -> None:
         raise ProblemError(409, "wrong_model", f"this worker serves {model.name}, not {shown(name)}", field="model")
 
 
+def _field(message: str, request: Mapping[str, Any]) -> str | None:
+    """The field that one of the library's messages is about: it begins with its name."""
+    name = message.partition(" ")[0]
+    return name if name in request else None
+
+
 def _side(name: str, value: int | None, model: ServedModel) -> int:
     side = model.size if value is None else value
     if side < model.least_side:
@@ -178,7 +186,7 @@ def _side(name: str, value: int | None, model: ServedModel) -> int:
 def _picture(name: str, text: str) -> tuple[bytes, Image.Image]:
     try:
         data = from_base64(text)
-        return data, read_picture(data)
+        return data, read_picture(data, MASK if name == "mask_image" else Limits())
     except PictureError as error:
         raise invalid(name, f"{name}: {error}") from None
 

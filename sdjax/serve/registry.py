@@ -13,7 +13,7 @@ from typing import ParamSpec, TypeVar
 import anyio
 from anyio import to_thread
 
-from sdjax.serve.problems import ProblemError
+from sdjax.serve.problems import ProblemError, shown
 from sdjax.serve.store import FINAL, Event, Job, Store
 
 P = ParamSpec("P")
@@ -122,6 +122,24 @@ class JobRegistry:
     async def cancel(self, job: Job) -> Job:
         """Cancel it, unless it is final: the job as it is then."""
         return await self._read(self._store.cancel, job.id) or job
+
+    async def delete(self, job: Job) -> bool:
+        """Forget it, if it is final."""
+        return await self._read(self._store.delete, job.id)
+
+    async def given(self, job: Job, name: str) -> bytes:
+        """The bytes of a picture that came with the request, such as its `mask_image`.
+
+        Raises:
+            ProblemError: it came with none (404).
+        """
+        kept = job.request.get(name)
+        try:
+            if isinstance(kept, dict):
+                return await self._read(self._store.blob, kept["blob"])
+        except KeyError:
+            pass  # it was deleted in between
+        raise ProblemError(404, "not_found", f"the job came without {shown(name)}")
 
     async def counts(self) -> dict[str, int]:
         """How many jobs there are in each state."""

@@ -1,12 +1,14 @@
 """What the front knows of the model that is served: enough to check a request and to fill in its defaults."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from sdjax.errors import RequestError
-from sdjax.schedulers import SchedulerConfig, default_sampler, table
+from PIL import Image
+
+from sdjax.schedulers import default_sampler
 from sdjax.variants import VARIANTS
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ SD_VERSIONS: Mapping[str, str] = MappingProxyType(
     }
 )
 """The worker's names for published checkpoints, by `sdjax.variants`."""
+Check: TypeAlias = Callable[[Mapping[str, Any], Mapping[str, Image.Image]], None]
+
 LEAST_SIDE, MOST_SIDE, MULTIPLE = 256, 2048, 8
 
 
@@ -36,8 +40,9 @@ class ServedModel:
         aliases: other names by which a request may ask for it.
         steps: where a request names none; `guidance_scale` and `sampler` likewise.
         size: of the pictures that it was trained on, in pixels.
-        scheduler: its scheduler's config.
         needs_mask: it was trained for inpainting, and does nothing else.
+        check: what the model itself has to say to a request, with every default filled in, and its pictures by name;
+            raises a RequestError, and draws nothing.
     """
 
     name: str
@@ -46,24 +51,13 @@ class ServedModel:
     guidance_scale: float
     sampler: str
     size: int
-    scheduler: SchedulerConfig
     needs_mask: bool
+    check: Check
 
     @property
     def least_side(self) -> int:
         """The smallest side of a picture that it is asked for."""
         return min(LEAST_SIDE, self.size)
-
-    def check_sampler(self, sampler: str, steps: int) -> None:
-        """See whether the sampler can take so many steps with this model.
-
-        Raises:
-            RequestError: it can't.
-        """
-        try:
-            table(sampler, self.scheduler, steps)
-        except ValueError as error:
-            raise RequestError(str(error)) from error
 
 
 def served_model(pipe: "Pipeline", sd_version: str | None) -> ServedModel:
@@ -80,6 +74,18 @@ def served_model(pipe: "Pipeline", sd_version: str | None) -> ServedModel:
         guidance_scale=variant.guidance_scale if variant else pipe.guidance_scale,
         sampler=default_sampler(pipe.checkpoint.scheduler),
         size=unet.sample_size * vae.factor,
-        scheduler=pipe.checkpoint.scheduler,
         needs_mask=unet.in_channels == 2 * vae.latent_channels + 1,
+        check=partial(_check, pipe),
     )
+
+
+def _check(pipe: "Pipeline", request: Mapping[str, Any], pictures: Mapping[str, Image.Image]) -> None:
+    given: dict[str, Any] = {
+        name: request[name] for name in ("steps", "guidance_scale", "sampler", "seed", "width", "height")
+    }
+    if pictures:
+        given["strength"] = request["strength"]
+        given["mask"] = pictures.get("mask_image")
+        given["image"] = next(picture for name, picture in pictures.items() if name != "mask_image")
+    given["loras"] = [(lora["path"], lora["strength"]) for lora in request["loras"]]
+    pipe.resolve(request["prompt"], request["negative_prompt"], **given)

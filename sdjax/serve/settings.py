@@ -90,7 +90,9 @@ class Settings(BaseSettings):
     cors_origin: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)] = Field(
         (), description="A web page's origin that may call us; may be repeated."
     )
-    slots: int = Field(8, ge=1, le=256, description="Pictures that each device draws at once.")
+    slots: int | None = Field(
+        None, ge=1, le=256, description="Pictures that are drawn at once; default: what the device is best at."
+    )
     queue_limit: int = Field(100, ge=1, description="Jobs that may wait.")
     key_limit: int | None = Field(None, ge=1, description="Unfinished jobs that one key may have.")
     max_body: int = Field(32 * 2**20, ge=1024, description="Bytes of a request's body.")

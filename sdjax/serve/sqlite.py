@@ -233,6 +233,15 @@ class SqliteStore:
             )
         )
 
+    def delete(self, job_id: str) -> bool:
+        """See `Store.delete`."""
+        with self._database.write() as write:
+            found = write.db.execute("SELECT number FROM jobs WHERE id = ? AND finished IS NOT NULL", (job_id,))
+            numbers = [number for (number,) in found]
+            digests = _forget(write, numbers)
+        self._delete_orphans(digests)
+        return bool(numbers)
+
     def retain(self, *, seconds: float | None, total_bytes: int | None) -> int:
         """See `Store.retain`. Bytes are those of requests, events and pictures; equal pictures count each time."""
         with self._database.write() as write:
@@ -249,15 +258,7 @@ class SqliteStore:
                     break
                 doomed.add(number)
                 excess -= size
-            values = [(number,) for number in doomed]
-            digests = {
-                digest
-                for number in values
-                for (digest,) in write.db.execute(
-                    "SELECT digest FROM images WHERE job = ?1 UNION SELECT digest FROM blobs WHERE job = ?1", number
-                )
-            }
-            write.db.executemany("DELETE FROM jobs WHERE number = ?", values)
+            digests = _forget(write, doomed)
         if doomed:
             self._delete_orphans(digests)
             self._database.shrink()
@@ -348,6 +349,20 @@ def _end(write: Write, job_id: str, fence: int, state: str, data: Mapping[str, A
     if ended.rowcount:
         _append(write, job_id, state, data)
     return bool(ended.rowcount)
+
+
+def _forget(write: Write, numbers: Iterable[int]) -> frozenset[str]:
+    """Delete jobs, and give the files that they had."""
+    values = [(number,) for number in numbers]
+    digests = frozenset(
+        digest
+        for number in values
+        for (digest,) in write.db.execute(
+            "SELECT digest FROM images WHERE job = ?1 UNION SELECT digest FROM blobs WHERE job = ?1", number
+        )
+    )
+    write.db.executemany("DELETE FROM jobs WHERE number = ?", values)
+    return digests
 
 
 def _job(row: Any) -> Job:

@@ -1,7 +1,10 @@
 """What an engine has done, for metrics and estimates."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+
+import jax
 
 
 @dataclass(frozen=True)
@@ -41,3 +44,22 @@ class Stats:
             return None
         guess = max(self.step_seconds.values())
         return self.step_seconds.get(bucket, guess) * steps
+
+
+class Compilations:
+    """Counts the programs that XLA compiles in this process."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def start(self) -> None:
+        """Count from now on."""
+        jax.monitoring.register_event_duration_secs_listener(self._heard)
+
+    def stop(self) -> None:
+        """Count no more."""
+        with suppress(AssertionError):  # somebody has cleared all listeners
+            jax.monitoring.unregister_event_duration_listener(self._heard)
+
+    def _heard(self, event: str, duration_secs: float, **_: str | int) -> None:
+        self.count += event == "/jax/core/compile/backend_compile_duration"

@@ -154,6 +154,9 @@ class Store(Protocol):
     def waiting(self) -> Mapping[str, int]:
         """How many jobs wait in each bucket, the bucket of the longest waiting first."""
 
+    def delete(self, job_id: str) -> bool:
+        """Forget a final job: its request, its story, its pictures. False where there is no such job, or it is live."""
+
     def retain(self, *, seconds: float | None, total_bytes: int | None) -> int:
         """Delete the oldest final jobs beyond an age or a size; returns how many."""
 

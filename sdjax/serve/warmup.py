@@ -1,20 +1,13 @@
-"""What an engine compiles and measures before it takes jobs."""
+"""What an engine compiles before it takes jobs."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
 from PIL import Image
 
 from sdjax.pipeline import Pipeline
 from sdjax.serve import drawing
 from sdjax.serve.drawing import Row
-from sdjax.serve.encoding import Projection, fit_projection
-
-SAMPLES, PATCH, SPREAD = 4, 4, 0.7
-"""Noise of one value in patches as wide as parts of a picture, and a little tamer than latents: of several widths and
-spreads, what the bundled model's pictures were guessed best from."""
 
 
 def foreseen(pipe: Pipeline, sizes: Sequence[tuple[int, int]]) -> Iterator[Row]:
@@ -38,13 +31,3 @@ def foreseen(pipe: Pipeline, sizes: Sequence[tuple[int, int]]) -> Iterator[Row]:
                 )
                 row = drawing.prepare(pipe, "", 0, request)
             yield row
-
-
-def projection(pipe: Pipeline, row: Row) -> Projection:
-    """Show the VAE patches of noise in place of a row's latents, and fit what it makes of them."""
-    height, width, channels = row.request.latent_shape
-    coarse = (SAMPLES, height // PATCH + 1, width // PATCH + 1, channels)
-    patches = SPREAD * np.random.default_rng(0).standard_normal(coarse).astype(np.float32)
-    latents = patches.repeat(PATCH, 1).repeat(PATCH, 2)[:, :height, :width]
-    pictures = [np.asarray(pipe.finish(row.request, jnp.asarray(sample[None]))[0]) for sample in latents]
-    return fit_projection(latents, np.stack(pictures).astype(np.float32) / np.float32(255))

@@ -151,11 +151,9 @@ def test_the_whole_picture_is_diffusers_picture(pair, tmp_path):
     ).images
     pair.reference.unload_lora_weights()
 
-    checkpoint = pair.ours.checkpoint
-    adapted = replace(checkpoint, params=apply_lora(params, [(read_lora(file, params), 0.3)]))
-    with_lora = sdjax.Pipeline(adapted, name="adapted")
-    drawn = with_lora(PROMPT, steps=4, sampler="ddim", latents=noise, output="numpy", **settings).images
-    without = pair.ours(PROMPT, steps=4, sampler="ddim", latents=noise, output="numpy", **settings).images
+    settings |= {"steps": 4, "sampler": "ddim", "latents": noise, "output": "numpy"}
+    drawn = pair.ours(PROMPT, loras=[(file, 0.3)], **settings).images
+    without = pair.ours(PROMPT, **settings).images
     assert np.abs(drawn - expected).max() < 1e-3
     assert np.abs(drawn - without).max() > 1e-2
 

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import diffusers
-import jax
 import pytest
 import torch
 import transformers
@@ -82,17 +81,3 @@ def sdxl(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny():
     return sdjax.Pipeline.from_pretrained()
-
-
-@pytest.fixture
-def compilations():
-    """Count the programs that XLA compiles while the test runs."""
-    names = []
-
-    def listen(event, duration, **_):
-        if event == "/jax/core/compile/backend_compile_duration":
-            names.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield names
-    jax.monitoring.clear_event_listeners()

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 from scheduler_walks import DPMSolverSDEScheduler, walks
 
+from sdjax.schedulers import table
+
 SPACINGS = (
     {"timestep_spacing": "leading", "steps_offset": 1},
     {"timestep_spacing": "trailing"},
@@ -65,6 +67,15 @@ def test_zero_terminal_snr_walks_as_in_diffusers(name, spacing):
         name, CLASSES[name], 10, prediction_type="v_prediction", rescale_betas_zero_snr=True, **spacing
     )
     np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)
+
+
+def test_heun_leaves_pure_noise_by_eulers_method():
+    """Unlike diffusers, whose average of two directions is multiplied there by a step of thousands."""
+    config = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    heun, euler = (table(name, config, 10) for name in ("heun", "euler"))
+    assert len(heun.step) == 2 * 10 - 2
+    np.testing.assert_allclose(heun.A[0, 0], euler.A[0, 0])
+    np.testing.assert_allclose(heun.B[0, 0], euler.B[0, 0])
 
 
 @pytest.mark.parametrize(("name", "first_row"), [("euler", 4), ("euler_a", 4), ("heun", 8), ("dpmpp_sde", 8)])

@@ -13,8 +13,9 @@ import httpx
 import pytest
 from PIL import Image
 
+from sdjax.errors import RequestError
 from sdjax.pipeline import BUNDLED_FOLDER
-from sdjax.schedulers import SchedulerConfig
+from sdjax.schedulers import SchedulerConfig, begin_step, table
 from sdjax.serve.app import create_app
 from sdjax.serve.served import ServedModel
 from sdjax.serve.server import DrainingServer, bind
@@ -28,6 +29,16 @@ KEY = "a secret of these tests"
 def tiny():
     """The bundled model, as the front sees it."""
     config = json.loads((BUNDLED_FOLDER / "scheduler" / "scheduler_config.json").read_text())
+    scheduler = SchedulerConfig.from_dict(config)
+
+    def check(request, pictures):
+        try:
+            table(request["sampler"], scheduler, request["steps"])
+            if pictures:
+                begin_step(request["steps"], request["strength"])
+        except ValueError as error:
+            raise RequestError(str(error)) from error
+
     return ServedModel(
         name="tiny",
         aliases=frozenset({"tiny", "bundled"}),
@@ -35,8 +46,8 @@ def tiny():
         guidance_scale=3.0,
         sampler="ddim",
         size=64,
-        scheduler=SchedulerConfig.from_dict(config),
         needs_mask=False,
+        check=check,
     )
 
 
@@ -84,6 +95,14 @@ def wait_for(condition, seconds=20):
             return found
         time.sleep(0.005)
     raise AssertionError("it did not happen in time")
+
+
+def answers(client, path):
+    """Whether a server that may not listen yet answers 200."""
+    try:
+        return client.get(path).status_code == 200
+    except httpx.ConnectError:
+        return False
 
 
 def read_events(answer):
@@ -134,10 +153,7 @@ def starter(tmp_path_factory):
         url = f"http://127.0.0.1:{port}"
         headers = {"Authorization": f"Bearer {settings['api_key'][0]}"} if settings.get("api_key") else {}
         client = httpx.Client(base_url=url, headers=headers, timeout=20)
-        if boot is None:
-            wait_for(lambda: client.get("/ready").status_code == 200)
-        else:
-            wait_for(lambda: client.get("/health").status_code == 200)
+        wait_for(lambda: answers(client, "/ready" if boot is None else "/health"))
         running = Running(url, client, store, made.get("engine"), app, server, thread)
         started.append(running)
         return running

@@ -19,12 +19,13 @@ from PIL import Image
 
 import sdjax
 from sdjax import metadata
-from sdjax.serve import drawing, scheduling
+from sdjax.serve import drawing, previews, scheduling
 from sdjax.serve import engine as engine_module
 from sdjax.serve.buckets import bucket
 from sdjax.serve.engine import GenerationEngine
 from sdjax.serve.sqlite import SqliteStore
 from sdjax.serve.store import FINAL
+from tests.loading import lora_files
 
 PROMPT = "a red circle above a blue square"
 REQUEST = {
@@ -65,7 +66,7 @@ def start(pipe, store):
         engine = GenerationEngine(pipe, store, **{"batch_sizes": (1, 2), "slots": 4, **options})
         engines.append(engine)
         engine.start()
-        assert engine.ready.wait(300)
+        engine.wait_until_ready()
         return engine
 
     yield start_one
@@ -184,6 +185,21 @@ def test_pictures_start_from_pictures_and_masks(pipe, store, start, submit, ende
     assert set(steps) == {3}
 
 
+def test_jobs_with_and_without_an_adapter_are_drawn_at_once(pipe, store, start, submit, ended, tmp_path):
+    endings = {"unet": ("attn2.to_q", "attn2.to_v", "conv1")}
+    layers = lora_files.random_layers(pipe.params, endings, seed=3)
+    adapter = lora_files.write(lora_files.new_diffusers(layers), tmp_path / "style.v1.5.safetensors")
+    start()
+    loras = [{"path": str(adapter), "strength": 0.8}]
+    jobs = [submit(seed=i // 2, steps=8, loras=loras if i % 2 else []) for i in range(4)]
+    ended(jobs)
+    for i, job in enumerate(jobs):
+        asked = {name: job.request[name] for name in ("seed", "steps", "guidance_scale", "sampler")}
+        drawn = pipe(PROMPT, loras=[(adapter, 0.8)] if i % 2 else [], **asked)
+        np.testing.assert_array_equal(pixels(store, job), np.asarray(drawn.images[0]))
+    assert np.any(pixels(store, jobs[0]) != pixels(store, jobs[1]))
+
+
 def test_after_ready_nothing_is_compiled(start, submit, ended):
     engine = start()
     photo = Image.new("RGB", (64, 64), "red")
@@ -212,7 +228,7 @@ def test_a_story_tells_of_steps_in_order_and_ends_with_timings(store, start, sub
     assert last.data["seeds"] == [2**64 - 1, 0]
     assert last.data["seed"] == 2**64 - 1
     assert set(last.data["timings"]) == {"queued", "prepare", "denoise", "decode", "encode"}
-    assert all(seconds >= 0 for seconds in last.data["timings"].values())
+    assert min(last.data["timings"].values()) >= 0, last.data["timings"]
     assert store.job(job.id).timings == last.data["timings"]
 
 
@@ -233,11 +249,11 @@ def test_previews_come_when_asked_for_and_grow_like_the_picture(store, start, su
     start()
     job = submit(steps=20, preview_every=6, seed=5)
     ended([job])
-    previews = [event.data for event in store.events(job.id) if event.name == "preview"]
-    assert [preview["step"] for preview in previews] == [6, 12, 18]
-    assert [preview["percent"] for preview in previews] == [30.0, 60.0, 90.0]
-    assert {preview["format"] for preview in previews} == {"png"}
-    shown = [np.asarray(Image.open(io.BytesIO(base64.b64decode(preview["image"]))), np.float32) for preview in previews]
+    told = [event.data for event in store.events(job.id) if event.name == "preview"]
+    assert [preview["step"] for preview in told] == [6, 12, 18]
+    assert [preview["percent"] for preview in told] == [30.0, 60.0, 90.0]
+    assert {preview["format"] for preview in told} == {"png"}
+    shown = [np.asarray(Image.open(io.BytesIO(base64.b64decode(preview["image"]))), np.float32) for preview in told]
     final = pixels(store, job).astype(np.float32)
     distances = [np.abs(picture - final).mean() for picture in shown]
     assert distances == sorted(distances, reverse=True)
@@ -247,7 +263,7 @@ def test_previews_come_when_asked_for_and_grow_like_the_picture(store, start, su
 
 
 def test_previews_of_large_pictures_are_a_guess_from_the_latents(store, start, submit, ended, monkeypatch):
-    monkeypatch.setattr(engine_module, "PREVIEW_DECODED", 0)
+    monkeypatch.setattr(previews, "DECODED", 0)
     start()
     job = submit(steps=20, preview_every=18, seed=5)
     ended([job])
@@ -261,8 +277,8 @@ def test_previews_of_large_pictures_are_a_guess_from_the_latents(store, start, s
 def test_a_cancelled_job_leaves_at_once_and_its_neighbours_do_not_notice(pipe, store, start, submit, ended):
     engine = start()
     waits = []
-    for i in range(5):
-        neighbour, job = submit(seed=i, steps=60), submit(steps=150)
+    for i in range(3):
+        neighbour, job = submit(seed=i, steps=40), submit(steps=150)
         wait_until(lambda job=job: any(event.name == "progress" for event in store.events(job.id)))
         gone = engine.stats().ended["gone"]
         began = time.monotonic()
@@ -273,7 +289,7 @@ def test_a_cancelled_job_leaves_at_once_and_its_neighbours_do_not_notice(pipe, s
         assert last.name == "complete"
         np.testing.assert_array_equal(pixels(store, neighbour), drawn_by_library(pipe, neighbour))
         assert [event.name for event in store.events(job.id)][-1] == "cancelled"
-    assert sorted(waits)[2] < 2 * scheduling.SLICE_SECONDS + engine_module.TELL_SECONDS
+    assert sorted(waits)[1] < 2 * scheduling.SLICE_SECONDS + engine_module.TELL_SECONDS
 
 
 def test_a_cancel_near_the_last_step_ends_in_one_way(store, start, submit, ended):
@@ -322,11 +338,11 @@ def test_a_lone_bucket_does_not_starve_behind_a_flood(store, start, submit, ende
     monkeypatch.setattr(scheduling, "BUCKETS_AT_ONCE", 1)
     monkeypatch.setattr(scheduling, "PATIENCE", 0.2)
     start(slots=2)
-    flood = [submit(seed=i, steps=15) for i in range(6)]
+    flood = [submit(seed=i, steps=10) for i in range(4)]
     lone = submit(guidance_scale=0.0)
-    flood += [submit(seed=i, steps=15) for i in range(6, 30)]
+    flood += [submit(seed=i, steps=10) for i in range(4, 20)]
     ended([lone])
-    assert sum(store.job(job.id).state == "queued" for job in flood) >= 10
+    assert sum(store.job(job.id).state == "queued" for job in flood) >= 6
     ended(flood)
 
 
@@ -397,7 +413,7 @@ def test_a_batch_that_does_not_fit_is_made_smaller(pipe, store, start, submit, e
     jobs = [submit(seed=seed, steps=20) for seed in range(4)]
     sizes.clear()
     assert [event.name for event in ended(jobs)] == ["complete"] * 4
-    assert sizes.count(2) <= 1
+    assert sizes.count(2) <= 2  # those of the first round
     next_one = submit()
     ended([next_one])
     np.testing.assert_array_equal(pixels(store, next_one), drawn_by_library(pipe, next_one))
@@ -429,6 +445,22 @@ def test_a_request_that_the_model_cannot_do_is_an_error_of_that_job(store, start
     assert "no such" in events[0].data["message"]
 
 
+def test_a_job_that_lost_its_process_is_drawn_alone(store, start, submit, ended):
+    first, suspect, third = (submit(seed=seed, steps=30) for seed in range(3))
+    store.cancel(first.id)
+    store.lease(None, 1, owner="a process that dies", seconds=0)
+    fourth = submit(seed=4, steps=30)
+    engine = start()
+    most = 0
+    while store.job(suspect.id).state not in FINAL:
+        if store.job(suspect.id).state == "running":
+            most = max(most, engine.stats().drawing)
+    ended([third, fourth])
+    assert most <= 1
+    assert (store.job(suspect.id).state, store.job(suspect.id).attempts) == ("complete", 2)
+    assert max(store.job(job.id).started for job in (third, fourth)) >= store.job(suspect.id).finished - 0.5
+
+
 def test_draining_lets_the_running_finish_and_gives_the_waiting_back(store, start, submit):
     engine = start(slots=1)
     running, waiting = submit(steps=80), submit()
@@ -441,7 +473,7 @@ def test_draining_lets_the_running_finish_and_gives_the_waiting_back(store, star
 
 def test_what_does_not_finish_in_time_is_given_back_and_drawn_by_the_next(pipe, store, start, submit, ended):
     engine = start()
-    jobs = [submit(steps=150, seed=seed) for seed in range(3)]
+    jobs = [submit(steps=60, seed=seed) for seed in range(3)]
     wait_until(lambda: any(event.name == "progress" for event in store.events(jobs[0].id)))
     began = time.monotonic()
     engine.drain(0.0)
@@ -466,6 +498,24 @@ def test_a_size_that_was_not_foreseen_is_compiled_beside_the_others(pipe, store,
     assert (store.job(wide.id).state, store.job(wide.id).attempts) == ("complete", 1)
     assert pixels(store, wide).shape == (32, 48, 3)
     np.testing.assert_array_equal(pixels(store, wide), drawn_by_library(pipe, wide))
+
+
+def test_an_engine_that_cannot_get_ready_says_why(pipe, store, monkeypatch):
+    engine = GenerationEngine(pipe, store, sizes=[(60, 61)])
+    engine.start()
+    with pytest.raises(sdjax.RequestError, match="61"):
+        engine.wait_until_ready()
+    assert not engine.ready.is_set()
+    engine.drain(0.0)
+
+
+def test_an_engine_can_be_drained_before_it_is_ready(pipe, store, submit):
+    job = submit()
+    engine = GenerationEngine(pipe, store)
+    engine.start()
+    engine.drain(0.0)
+    engine.wait_until_ready()
+    assert store.job(job.id).state == "queued"
 
 
 def test_an_engine_whose_jobs_were_taken_stops_drawing_them(store, start, submit, ended, monkeypatch):
@@ -497,6 +547,7 @@ def test_a_store_that_fails_for_a_while_stops_nobody(store, start, submit, ended
     assert ended([job])[0].name == "complete"
 
 
+@pytest.mark.slow
 def test_five_hundred_jobs_leave_no_memory_behind(store, start, submit, ended):
     engine = start()
 

@@ -6,12 +6,11 @@ import threading
 import time
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from itertools import pairwise
 
 import pytest
 
 import sdjax
-from sdjax.serve import heartbeat
+from sdjax.serve import app, heartbeat
 from tests.serve.conftest import wait_for
 
 
@@ -79,10 +78,28 @@ def test_the_hive_hears_that_the_worker_is_busy(hive, serve, monkeypatch):
     server.engine.go.clear()
     job_id = server.submit()
     server.wait(job_id, "running")
-    wait_for(lambda: hive.beats[-1][1]["worker"]["status"] == "busy")
+    wait_for(lambda: hive.beats and hive.beats[-1][1]["worker"]["status"] == "busy")
     server.engine.go.set()
     server.wait(job_id, "complete")
-    wait_for(lambda: hive.beats[-1][1]["worker"]["status"] == "ready")
+    wait_for(lambda: hive.beats and hive.beats[-1][1]["worker"]["status"] == "ready")
+
+
+def test_a_store_that_fails_for_a_moment_ends_no_heartbeat(hive, serve, monkeypatch):
+    monkeypatch.setattr(heartbeat.keep_beating, "__defaults__", (0.02,))
+    monkeypatch.setattr(app, "AGAIN_AFTER", 0.02)
+    server = serve(callback_url=hive.url)
+    wait_for(lambda: hive.beats)
+
+    def broken():
+        raise OSError("no space left on the disk")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(server.store, "counts", broken)
+        time.sleep(0.2)
+        assert server.client.get("/health").status_code == 200
+    heard = len(hive.beats)
+    wait_for(lambda: len(hive.beats) > heard)
+    assert server.wait(server.submit(steps=1), "complete")
 
 
 def test_a_hive_that_is_down_disturbs_nobody(serve):
@@ -95,25 +112,23 @@ def test_a_hive_that_is_down_disturbs_nobody(serve):
 
 
 @pytest.mark.parametrize("status", [500, 404])
-def test_an_angry_hive_is_asked_again_ever_less_often(hive, status, caplog):
+def test_an_angry_hive_is_asked_again_ever_less_often(hive, status, caplog, monkeypatch):
     hive.status = status
-    at = []
+    waits = []
+
+    async def sleep(seconds):
+        waits.append(seconds)
+        if len(waits) == 9:
+            hive.status = 200
+        if len(waits) == 12:
+            raise asyncio.CancelledError
 
     async def beat():
-        at.append(time.monotonic())
-        if len(at) == 4:
-            hive.status = 200
         return {"worker": {}}
 
-    async def main():
-        task = asyncio.create_task(heartbeat.keep_beating(hive.url, beat, lambda: True, every=0.5))
-        while len(at) < 6:
-            await asyncio.sleep(0.01)
-        task.cancel()
-
-    with caplog.at_level("INFO", logger="sdjax.serve.heartbeat"):
-        asyncio.run(main())
-    waits = [later - earlier for earlier, later in pairwise(at)]
-    assert waits[0] < waits[1] < waits[2] < 0.4
-    assert waits[3] >= 0.5
+    monkeypatch.setattr(heartbeat.anyio, "sleep", sleep)
+    monkeypatch.setattr(heartbeat, "FIRST_RETRY", 1.0)
+    with caplog.at_level("INFO", logger="sdjax.serve.heartbeat"), pytest.raises(asyncio.CancelledError):
+        asyncio.run(heartbeat.keep_beating(hive.url, beat, lambda: True))
+    assert waits == [1, 2, 4, 8, 16, 32, 60, 60, 60, 30, 30, 30]
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]

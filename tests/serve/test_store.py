@@ -396,6 +396,22 @@ def test_a_picture_that_two_jobs_share_outlives_one_of_them(store):
         store.blob(digest)
 
 
+def test_a_final_job_is_deleted_with_its_pictures_and_a_live_one_is_not(store):
+    photo, digest = b"photo", hashlib.sha256(b"photo").hexdigest()
+    first, second = (submit(store, blobs={digest: photo}) for _ in range(2))
+    assert not store.delete(first.id)
+    finish(store, lease_one(store))
+    assert not store.delete(second.id)
+    assert store.delete(first.id)
+    assert not store.delete(first.id)
+    assert (store.job(first.id), store.events(first.id), store.image(first.id, 0)) == (None, [], None)
+    assert store.blob(digest) == photo
+    store.cancel(second.id)
+    assert store.delete(second.id)
+    with pytest.raises(KeyError):
+        store.blob(digest)
+
+
 def test_subscribers_hear_of_a_job_after_the_event_is_there(store):
     heard = []
     end = store.subscribe(lambda job_id: heard.append((job_id, names(store, job_id)[-1])))

@@ -151,7 +151,7 @@ def test_health_answers_at_once_while_large_bodies_are_decoded(server):
         {
             "operation": "image_transform",
             "prompt": "a circle",
-            "steps": 1,
+            "steps": 2,
             "input_image": base64.b64encode(file.getvalue()).decode(),
         }
     )

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from sdjax.serve.bodies import parse_object, read_body
 from sdjax.serve.front import Front, front_of, owner_of, viewer_of
 from sdjax.serve.logs import about_job
-from sdjax.serve.pictures import MEDIA_TYPES
+from sdjax.serve.pictures import MEDIA_TYPES, media_type
 from sdjax.serve.problems import ProblemError, invalid, shown
 from sdjax.serve.routes import by_method
 from sdjax.serve.schemas import job_request
@@ -18,6 +18,10 @@ from sdjax.serve.store import Job
 from sdjax.serve.stream import stream_job
 
 PAGE, LARGEST_PAGE = 50, 200
+PICTURE_HEADERS = {
+    "Cache-Control": "private, max-age=31536000, immutable",
+    "Content-Security-Policy": "default-src 'none'; sandbox",
+}
 
 logger = logging.getLogger(__name__)
 
@@ -79,15 +83,16 @@ async def image(request: Request) -> Response:
     if not number.isascii() or not number.isdigit():
         raise ProblemError(404, "not_found", "pictures have numbers, from 0 on")
     kind, content = await front.registry.image(job, int(number[:19]))
-    return Response(
-        content,
-        media_type=MEDIA_TYPES[kind],
-        headers={
-            "Cache-Control": "private, max-age=31536000, immutable",
-            "Content-Disposition": f'inline; filename="{job.id}-{int(number)}.{kind}"',
-            "Content-Security-Policy": "default-src 'none'; sandbox",
-        },
-    )
+    name = f"{job.id}-{int(number)}.{kind}"
+    headers = {**PICTURE_HEADERS, "Content-Disposition": f'inline; filename="{name}"'}
+    return Response(content, media_type=MEDIA_TYPES[kind], headers=headers)
+
+
+async def given(request: Request) -> Response:
+    """`GET /v1/jobs/{job_id}/inputs/{name}`: a picture that the request brought."""
+    front = front_of(request)
+    content = await front.registry.given(await _job(request), request.path_params["name"])
+    return Response(content, media_type=media_type(content), headers=PICTURE_HEADERS)
 
 
 async def cancel(request: Request) -> Response:
@@ -99,6 +104,17 @@ async def cancel(request: Request) -> Response:
     with about_job(job.id):
         logger.info("cancelled")
     return JSONResponse(await view(front, job))
+
+
+async def delete(request: Request) -> Response:
+    """`DELETE /v1/jobs/{job_id}/record`: forget a job that has ended; 409 where it hasn't."""
+    front = front_of(request)
+    job = await _job(request)
+    if not await front.registry.delete(job):
+        raise ProblemError(409, "not_finished", "the job has not ended: cancel it first")
+    with about_job(job.id):
+        logger.info("deleted")
+    return Response(status_code=204)
 
 
 async def view(front: Front, job: Job) -> dict[str, Any]:
@@ -143,4 +159,6 @@ ROUTES = [
     by_method("/v1/jobs/{job_id}", GET=read, DELETE=cancel),
     by_method("/v1/jobs/{job_id}/stream", GET=stream),
     by_method("/v1/jobs/{job_id}/images/{n}", GET=image),
+    by_method("/v1/jobs/{job_id}/inputs/{name}", GET=given),
+    by_method("/v1/jobs/{job_id}/record", DELETE=delete),
 ]

@@ -276,7 +276,17 @@ async def _files(form: FormData) -> tuple[list[bytes], bytes | None, dict[str, A
 
 
 def _model(front: Front, served: ServedModel) -> dict[str, Any]:
-    return {"id": served.name, "object": "model", "created": int(front.worker.since), "owned_by": "sdjax"}
+    """As OpenAI describes it, and under `sdjax` what a form for jobs needs to know."""
+    own = {
+        "steps": served.steps,
+        "guidance_scale": served.guidance_scale,
+        "sampler": served.sampler,
+        "size": served.size,
+        "least_side": served.least_side,
+        "needs_mask": served.needs_mask,
+    }
+    known = {"id": served.name, "object": "model", "created": int(front.worker.since), "owned_by": "sdjax"}
+    return {**known, "sdjax": own}
 
 
 NO_TOKENS = {

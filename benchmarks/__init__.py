@@ -1,0 +1,1 @@
+"""Times sdjax and its peers side by side: `python -m benchmarks --help`."""

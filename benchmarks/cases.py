@@ -1,0 +1,71 @@
+"""What can be timed, and what one worker process is asked to time."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from benchmarks.models import MODELS, Model
+
+WHAT: Mapping[str, str] = {
+    "text-encoder": "prompts to hidden states",
+    "unet": "one denoising step of `batch` pictures, with guidance where the model wants it",
+    "vae-decode": "latents to pixels",
+    "picture": "the three together, the model's own number of steps",
+    "load": "a checkpoint folder from disk to the device",
+    "first-cold": "a new process up to its first picture, nothing compiled before",
+    "first-warm": "the same, with the compilation cache that the last one left",
+    "throughput": "a server asked for `batch` pictures at once, until the last has arrived",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to time. `steps` None is the model's own number."""
+
+    what: str
+    model: str
+    batch: int = 1
+    dtype: str = "float32"
+    device: str = "cpu"
+    steps: int | None = None
+
+    @property
+    def sizes(self) -> Model:
+        """The model's sizes."""
+        return MODELS[self.model]
+
+    @property
+    def step_count(self) -> int:
+        """Steps of a whole picture."""
+        return self.steps or self.sizes.steps
+
+    def __str__(self) -> str:
+        steps = f"-{self.step_count}steps" if self.what in ("picture", "first-cold", "first-warm") else ""
+        return f"{self.what}{steps} {self.model} batch {self.batch} {self.dtype} {self.device}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields, for JSON."""
+        return asdict(self)
+
+
+class Prepared(NamedTuple):
+    """A case that is ready to run.
+
+    Attributes:
+        run: does the work once, and returns when it is done.
+        matmul: multiplies two matrices of `MATMUL_SIZE`, for the device's attainable peak.
+        flops: floating-point operations of one run in the plain formulation, where they are known.
+        notes: seconds of preparation and the like, by name.
+    """
+
+    run: Callable[[], object]
+    matmul: Callable[[], object]
+    flops: float | None
+    notes: Mapping[str, float]
+
+
+class Skipped(Exception):  # noqa: N818 (not an error: an absent peer)
+    """This side can't do this case here; the message says why, in a word or two."""
+
+
+MATMUL_SIZE = 3072

@@ -1,0 +1,11 @@
+"""diffusers with `torch.compile` over the model that is timed."""
+
+import torch
+
+from benchmarks.cases import Case, Prepared
+from benchmarks.sides import diffusers_eager
+
+
+def prepare(case: Case) -> Prepared:
+    """Make a case ready; the first run compiles."""
+    return diffusers_eager.prepare_with(case, lambda model: torch.compile(model))

@@ -1,0 +1,122 @@
+"""Runs the sides of a case in turns (A, B, A, B, …), each in its worker, so that both meet the same weather."""
+
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from benchmarks.cases import MATMUL_SIZE, Case
+
+
+class Worker:
+    """A side's process; `setup` is its first answer."""
+
+    def __init__(self, side: str, case: Case) -> None:
+        self.side = side
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.worker", side, json.dumps(case.as_dict())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.setup = self._answer()
+
+    def ask(self, what: str) -> dict[str, Any]:
+        """Have it do something once."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(what + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        line = self._process.stdout.readline()
+        if not line:
+            said = self._process.stderr.read().strip().splitlines()
+            return {"skipped": f"its process ended: {said[-1] if said else self._process.wait()}"}
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        """Let it end."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+
+
+def measure(case: Case, sides: Sequence[str], *, repeats: int) -> dict[str, Any]:
+    """Time a case.
+
+    Args:
+        case: what to time.
+        sides: names of contenders, sdjax first.
+        repeats: timed runs of each, after one that isn't counted.
+
+    Returns:
+        {"case", "sides": {name: result}}; a result is {"skipped": why}, or seconds (median, least, spread, all),
+        memory, FLOP/s, the fraction of what the same process reaches in a matrix product, and, of a peer, `ratio` and
+        `memory_ratio`: its median time over sdjax's, and sdjax's peak memory over its own.
+    """
+    results: dict[str, dict[str, Any]] = {}
+    with ExitStack() as stack:
+        workers = []
+        for side in sides:
+            worker = Worker(side, case)
+            stack.callback(worker.close)
+            if "skipped" in worker.setup:
+                results[side] = {"skipped": worker.setup["skipped"]}
+            else:
+                workers.append(worker)
+        runs: dict[str, list[dict[str, Any]]] = {worker.side: [] for worker in workers}
+        matmuls: dict[str, list[float]] = {worker.side: [] for worker in workers}
+        for _ in range(repeats):
+            for worker in workers:
+                runs[worker.side].append(worker.ask("run"))
+                matmuls[worker.side].append(worker.ask("matmul")["seconds"])
+        flops = next((worker.setup["flops"] for worker in workers if worker.setup["flops"]), None)
+        for worker in workers:
+            results[worker.side] = _summary(worker.setup, runs[worker.side], matmuls[worker.side], flops)
+    ours = results.get("sdjax", {})
+    for side, result in results.items():
+        if side != "sdjax" and "skipped" not in result and "skipped" not in ours and ours:
+            result["ratio"] = result["seconds"] / ours["seconds"]
+            # neighbours in time met the same weather: the median of their ratios is steadier than that of medians
+            result["cpu_ratio"] = result["cpu_seconds"] / ours["cpu_seconds"]
+            pairs = [theirs / own for theirs, own in zip(result["all_seconds"], ours["all_seconds"], strict=True)]
+            result["paired_ratio"] = statistics.median(pairs)
+            if result["peak_host_bytes"] > 0:
+                result["memory_ratio"] = ours["peak_host_bytes"] / result["peak_host_bytes"]
+    return {"case": case.as_dict(), "name": str(case), "sides": results}
+
+
+def _summary(
+    setup: dict[str, Any], runs: Sequence[dict[str, Any]], matmuls: Sequence[float], flops: float | None
+) -> dict[str, Any]:
+    seconds = [run["seconds"] for run in runs]
+    median = statistics.median(seconds)
+    peak = 2 * MATMUL_SIZE**3 / min(matmuls)
+    return {
+        "seconds": median,
+        "least_seconds": min(seconds),
+        "spread": (max(seconds) - min(seconds)) / median,
+        "all_seconds": seconds,
+        "prepare_seconds": setup["prepare_seconds"],
+        "first_seconds": setup["first_seconds"],
+        # On a machine that others use too, processor time tells more than the clock; threads that wait count, though.
+        "cpu_seconds": statistics.median(run["cpu_seconds"] for run in runs),
+        "peak_host_bytes": runs[-1]["peak_host_bytes"],
+        "peak_device_bytes": runs[-1]["peak_device_bytes"],
+        "flops": flops,
+        "flops_per_second": None if flops is None else flops / median,
+        "matmul_flops_per_second": peak,
+        "fraction_of_peak": None if flops is None else flops / median / peak,
+        **setup["notes"],
+    }

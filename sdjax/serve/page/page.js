@@ -1,0 +1,86 @@
+/** The page, put together. */
+
+import * as api from "./api.js";
+import { sharpen } from "./card.js";
+import { jobForm } from "./form.js";
+import { gallery } from "./gallery.js";
+
+const LOOK_EVERY = 2_000;
+
+const element = (id) => document.getElementById(id);
+
+const announce = (text) => (element("announcer").textContent = text);
+
+function status(state, text) {
+  element("status").dataset.state = state;
+  if (element("status-text").textContent !== text) element("status-text").textContent = text;
+}
+
+/** Show a dialog; resolves to the value of the button that closed it. */
+function asked(dialog) {
+  dialog.returnValue = "";
+  dialog.showModal();
+  return new Promise((resolve) => dialog.addEventListener("close", () => resolve(dialog.returnValue), { once: true }));
+}
+
+let asking = null;
+
+/** Ask for a key, once for all requests that wait for it. */
+async function askForKey(wasWrong) {
+  asking ??= (async () => {
+    element("key-problem").textContent = wasWrong ? "The server doesn't know this key." : "";
+    do await asked(element("ask-key"));
+    while (!element("key").value.trim());
+    element("forget-key").hidden = false;
+    return element("key").value.trim();
+  })().finally(() => (asking = null));
+  return asking;
+}
+
+function look(url, text) {
+  Object.assign(element("viewer-image"), { src: url, alt: text, onload: sharpen });
+  element("viewer").showModal();
+}
+
+const form = jobForm({ onSubmit: (fields) => pictures.submit(fields) });
+
+let model = "";
+const pictures = gallery({
+  announce,
+  onContact: (isThere) => {
+    if (!isThere) status("error", "No connection");
+    else if (model) status("ready", model);
+  },
+  actions: {
+    reuse: (job) => form.fill(job),
+    startFrom: (job, blob) => form.startFrom(job, blob),
+    look,
+    confirmed: async () => (await asked(element("confirm"))) === "delete",
+  },
+});
+
+/** Wait for the model; jobs of the past are shown meanwhile. */
+async function ready() {
+  const words = { starting: "Loading the model", draining: "About to stop", error: "The model could not be loaded" };
+  for (;;) {
+    const answer = await fetch("/ready").then((response) => response.json()).catch(() => null);
+    if (answer?.status === "ready") break;
+    status(answer?.status ?? "error", words[answer?.status] ?? "No connection");
+    await new Promise((resolve) => setTimeout(resolve, LOOK_EVERY));
+  }
+  const [served] = (await api.read("/v1/models")).data;
+  model = served.id;
+  form.suit(served.sdjax);
+  status("ready", model);
+}
+
+api.onKeyNeeded(askForKey);
+element("forget-key").hidden = !api.hasKey();
+element("forget-key").addEventListener("click", () => {
+  api.forgetKey();
+  location.reload();
+});
+element("viewer").addEventListener("click", ({ target }) => target === element("viewer") && target.close());
+
+form.describe(await api.read("/openapi.json"));
+await Promise.all([ready(), pictures.refresh()]);

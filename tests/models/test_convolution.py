@@ -1,0 +1,95 @@
+"""Every form of a convolution gives the numbers, and the derivatives, of XLA's own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sdjax.models import convolution
+from sdjax.models.convolution import Form, choose, conv2d
+
+FORMS = (Form.DIRECT, Form.COLUMNS, Form.WINOGRAD_2, Form.WINOGRAD_4)
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(params=FORMS, ids=lambda form: form.name)
+def form(request, monkeypatch):
+    monkeypatch.setattr(convolution, "choose", lambda *_, **__: request.param)
+    return request.param
+
+
+def arrays(seed, batch, height, width, narrow, wide):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((batch, height, width, narrow), np.float32)
+    kernel = rng.standard_normal((3, 3, narrow, wide), np.float32) / np.float32(9 * narrow) ** 0.5
+    return x, kernel
+
+
+def convolved(x, kernel):
+    return compiled(lambda x, kernel: conv2d(x, kernel, stride=1, padding=(1, 1)))(x, kernel)
+
+
+def compiled(function):
+    """Without optimisation, which takes longer here than it saves."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+
+
+SHAPES = st.tuples(*(st.integers(1, most) for most in (3, 13, 13, 9, 9)))
+
+
+@settings(max_examples=5, deadline=None)
+@given(shape=SHAPES, strip=st.integers(1, 9), seed=st.integers(0, 99))
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
+def test_any_size_gives_what_pytorch_gives(form, shape, strip, seed):
+    x, kernel = arrays(seed, *shape)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convolution, "choose", lambda *_, **__: form)
+        patch.setattr(convolution, "TILES_AT_ONCE", strip)
+        output = convolved(x, kernel)
+    truth = torch.nn.functional.conv2d(
+        torch.from_numpy(x.transpose(0, 3, 1, 2)).double(),
+        torch.from_numpy(kernel.transpose(3, 2, 0, 1)).double(),
+        padding=1,
+    )
+    np.testing.assert_allclose(output, truth.numpy().transpose(0, 2, 3, 1), atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("strip", [4, 4096])
+def test_derivatives_are_those_of_xlas_own_convolution(form, strip, monkeypatch):
+    monkeypatch.setattr(convolution, "TILES_AT_ONCE", strip)
+    x, kernel = arrays(3, 2, 11, 9, 5, 7)
+    cotangent = np.random.default_rng(4).standard_normal((2, 11, 9, 7), np.float32)
+
+    def derivatives(convolve):
+        return compiled(jax.grad(lambda x, kernel: jnp.vdot(convolve(x, kernel), cotangent), (0, 1)))(x, kernel)
+
+    plain = derivatives(
+        lambda x, k: jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    )
+    own = derivatives(lambda x, k: conv2d(x, k, stride=1, padding=(1, 1)))
+    for ours, expected in zip(own, plain, strict=True):
+        np.testing.assert_allclose(ours, expected, atol=TOLERANCE * np.abs(expected).max(), rtol=0)
+
+
+def test_wide_kernels_stay_as_exact_as_narrow_ones(form):
+    x, kernel = arrays(5, 1, 16, 16, 640, 64)
+    truth = torch.nn.functional.conv2d(
+        torch.from_numpy(x.transpose(0, 3, 1, 2)).double(),
+        torch.from_numpy(kernel.transpose(3, 2, 0, 1)).double(),
+        padding=1,
+    )
+    np.testing.assert_allclose(convolved(x, kernel), truth.numpy().transpose(0, 2, 3, 1), atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("backend", ["gpu", "tpu"])
+@pytest.mark.parametrize("kernel", [(3, 3, 320, 320), (3, 3, 4, 320)])
+def test_accelerators_keep_their_own_convolution(backend, kernel):
+    assert choose((64, 64), kernel, stride=1, padding=(1, 1), backend=backend) is Form.DIRECT
+
+
+@pytest.mark.parametrize(("stride", "padding"), [(2, (1, 1)), (2, (0, 1)), (1, (0, 0))])
+def test_only_plain_3x3_convolutions_take_another_form(stride, padding):
+    assert choose((64, 64), (3, 3, 320, 320), stride=stride, padding=padding, backend="cpu") is Form.DIRECT
