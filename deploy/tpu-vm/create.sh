@@ -52,7 +52,7 @@ fi
 if [[ -n $env_file ]]; then
     tpu tpu-vm scp "$env_file" "$name:sdjax-deploy/sdjax.env"
 fi
-tpu tpu-vm ssh "$name" --command="sudo PACKAGE='$package' bash sdjax-deploy/install.sh"
+tpu tpu-vm ssh "$name" --command="chmod 600 sdjax-deploy/sdjax.env; sudo PACKAGE='$package' bash sdjax-deploy/install.sh"
 tpu tpu-vm ssh "$name" --command='bash sdjax-deploy/healthcheck.sh --wait 1800'
 
 cat <<EOF
