@@ -19,6 +19,8 @@ CHEAP = frozenset(
     {"broadcast_in_dim", "convert_element_type", "iota", "neg", "reshape", "slice", "squeeze", "transpose"}
 )
 """Operations that make nothing new: their results are not kept where what they are made from is at hand."""
+LARGEST_KEPT = 2**21
+"""Numbers in an array above which it is made anew: the few largest kernels take the most memory and gain the least."""
 
 
 def split(
@@ -47,7 +49,8 @@ def split(
     kept_early, later = set(map(id, early)), {v for v in jaxpr.outvars if not isinstance(v, Literal)}
     for equation in reversed(jaxpr.eqns):
         is_early = id(equation) in kept_early
-        if is_early and equation.primitive.name in CHEAP and not later.isdisjoint(equation.outvars):
+        is_kept = equation.primitive.name not in CHEAP and all(v.aval.size <= LARGEST_KEPT for v in equation.outvars)
+        if is_early and not is_kept and not later.isdisjoint(equation.outvars):
             kept_early.discard(id(equation))
             is_early = False
         if not is_early:
