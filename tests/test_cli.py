@@ -120,7 +120,7 @@ def test_a_picture_and_a_mask_start_another_one(here, capsys):
         ([PROMPT, "--sampler", "dimm"], 2, "sampler must be one of ddim, ddpm"),
         ([PROMPT, "--schedule", "karas"], 2, "schedule must be one of karras"),
         ([PROMPT, "--steps", "-3"], 2, "steps must be a whole number from 1 to 1000, not -3"),
-        ([PROMPT, "--steps", "many"], 2, "should be a valid integer"),
+        ([PROMPT, "--steps", "many"], 2, "valid integer"),
         ([PROMPT, "--num", "0"], 2, "--num must be at least 1"),
         ([PROMPT, "--seed", "-1"], 2, "seed must be a whole number from 0"),
         ([PROMPT, "--dtype", "int8"], 2, "dtype must be float32, bfloat16, float16"),
