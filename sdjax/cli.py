@@ -168,15 +168,17 @@ def generate(
 
 @app.command()
 def models() -> None:
-    """List the models that have a name."""
+    """List the models that have a name, and whether a download is needed first."""
     from rich.console import Console
     from rich.table import Table
 
-    from sdjax.variants import VARIANTS
+    from sdjax.loading import cached
+    from sdjax.variants import BUNDLED, VARIANTS
 
-    grid = Table("name", "pixels", "steps", "guidance", "what it is", "where it lies", box=None, pad_edge=False)
+    grid = Table("name", "pixels", "steps", "guidance", "here", "what it is", "where it lies", box=None, pad_edge=False)
     for name, row in VARIANTS.items():
-        grid.add_row(name, str(row.size), str(row.steps), f"{row.guidance_scale:g}", row.note, row.source)
+        here = "yes" if name == BUNDLED or cached(row.source) else "no"
+        grid.add_row(name, str(row.size), str(row.steps), f"{row.guidance_scale:g}", here, row.note, row.source)
     Console(width=None if sys.stdout.isatty() else 160).print(grid)
 
 

@@ -178,10 +178,13 @@ def test_inspect_says_what_holds_no_parameters(here, capsys, arguments):
     assert arguments[0] in err
 
 
-def test_models_and_version_print_tables(capsys):
-    code, out, _ = call(capsys, "models")
-    assert code == 0
-    assert {"tiny", "sd-v1-5", "sd-v2-1", "sd-xl", "sd-turbo"} <= set(out.split())
+def test_models_and_version_print_tables(capsys, cache, tmp_path):
+    listed = run("models", cache=cache, HF_HOME=str(tmp_path))
+    assert listed.returncode == 0, listed.stderr
+    rows = {line.split()[0]: line.split() for line in listed.stdout.splitlines()[1:]}
+    assert {"tiny", "sd-v1-5", "sd-v2-1", "sd-xl", "sd-turbo"} <= set(rows)
+    assert rows["tiny"][4] == "yes"
+    assert rows["sd-v2-1"][4] == "no"
     code, out, _ = call(capsys, "version")
     assert code == 0
     assert out.startswith("sdjax ")
