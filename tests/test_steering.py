@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 import sdjax
 from sdjax.schedulers import SAMPLERS
@@ -159,3 +160,23 @@ def test_a_walk_can_be_cut_in_two(pipe):
     rest = pipe(PROMPT, seed=2, steps=10, denoising_start=0.6, latents=half, output="latents").images
     np.testing.assert_allclose(rest, whole, atol=1e-5)
     assert np.abs(half - whole).max() > 0.1
+
+
+def test_another_set_of_adapters_or_another_weight_compiles_nothing(pipe, tmp_path, compilations):
+    outline = sdjax.pipeline.BUNDLED_FOLDER / "loras" / "outline.safetensors"
+    second = tmp_path / "second.safetensors"
+    ranks = {"lora_A": 0, "lora_B": 1}  # the axis of the rank, of which the second file has five times as many
+    save_file(
+        {
+            name: np.concatenate([tensor[::-1]] * 5, next(axis for part, axis in ranks.items() if part in name))
+            for name, tensor in load_file(outline).items()
+        },
+        second,
+    )
+    plain = pipe(PROMPT, seed=1, steps=4, output="latents").images
+    pipe(PROMPT, seed=1, steps=4, loras=[(outline, 1.0)], output="latents")
+    compilations.clear()
+    for loras in ([(outline, 0.5)], [(outline, -1.0)], [(second, 1.0)], [(outline, 0.3), (second, 0.7)]):
+        assert not np.array_equal(pipe(PROMPT, seed=1, steps=4, loras=loras, output="latents").images, plain)
+    assert np.array_equal(pipe(PROMPT, seed=1, steps=4, output="latents").images, plain)
+    assert compilations == []

@@ -10,8 +10,8 @@ Everything here is in PyTorch's orientation, as adapters are published: (out, in
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial, reduce
-from typing import NamedTuple, TypeAlias
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from flax.core import FrozenDict
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array, lax
 from jax.typing import ArrayLike
+from numpy.typing import NDArray
 
 from sdjax.errors import CheckpointError, RequestError
 from sdjax.loading.weights import LeafPath, tensor_name, to_torch
@@ -30,6 +31,8 @@ Factor: TypeAlias = tuple[ArrayLike, ...]
 decomposition, a (out, rank), core (rank, rank', height, width) and b (rank', in)."""
 
 LARGEST = float(np.finfo(np.float32).max)
+RANKS_AT_ONCE = 16
+"""Of a low-rank product, in one call of a compiled program. Small ranks are padded to it, larger ones take several."""
 
 
 class LowRank(NamedTuple):
@@ -196,10 +199,11 @@ def _flat(shape: tuple[int, ...]) -> tuple[int, int]:
 
 def _merged(leaf: Array, terms: Sequence[tuple[Change, float]], *, is_kernel: bool) -> Array:
     """A leaf with all that is added to it, where the leaf is."""
-    additions = [
-        _addition(leaf, change, np.float32(weight * change.scale), is_kernel=is_kernel) for change, weight in terms
-    ]
-    merged: Array = _sum(leaf, reduce(jnp.add, additions))
+    total = _nothing(leaf)
+    for change, weight in terms:
+        for part in _parts(change):
+            total = _plus(total, leaf, part, np.float32(weight * change.scale), is_kernel=is_kernel)
+    merged: Array = _sum(leaf, total)
     if isinstance(merged, jax.core.Tracer) or not isinstance(leaf, jax.Array) or not leaf.committed:
         # An array that is bound to a device is another kind of argument than one that isn't, and compiles anew.
         return merged
@@ -207,9 +211,31 @@ def _merged(leaf: Array, terms: Sequence[tuple[Change, float]], *, is_kernel: bo
     return placed
 
 
+def _parts(change: Change) -> list[Change]:
+    """Cut a product of matrices into products of one rank, so that a file of any rank runs the same programs."""
+    match change:
+        case Change(LowRank((np.ndarray() as up, np.ndarray() as down)), _, None):
+            ranks = range(0, up.shape[1], RANKS_AT_ONCE)
+            return [change._replace(scale=1.0, factors=LowRank(_ranks_from(first, up, down))) for first in ranks]
+    return [change._replace(scale=1.0)]
+
+
+def _ranks_from(first: int, up: NDArray[Any], down: NDArray[Any]) -> Factor:
+    """`RANKS_AT_ONCE` of the ranks of two matrices in float32, zeros behind the last."""
+    some = slice(first, first + RANKS_AT_ONCE)
+    missing = (0, RANKS_AT_ONCE - up[:, some].shape[1])
+    left = np.pad(up[:, some].astype(np.float32), ((0, 0), missing))
+    return left, np.pad(down[some].astype(np.float32), (missing, *((0, 0),) * (down.ndim - 1)))
+
+
+@jax.jit
+def _nothing(leaf: Array) -> Array:
+    return jnp.zeros_like(leaf, jnp.float32)
+
+
 @partial(jax.jit, static_argnames="is_kernel")
-def _addition(leaf: Array, change: Change, scale: ArrayLike, *, is_kernel: bool) -> Array:
-    """What a change adds to a leaf, in float32 and the leaf's own orientation."""
+def _plus(total: Array, leaf: Array, change: Change, scale: ArrayLike, *, is_kernel: bool) -> Array:
+    """A total, and what a change adds to a leaf, in float32 and the leaf's own orientation."""
     weight = _turned(leaf, is_kernel).astype(jnp.float32)
     delta = jnp.asarray(scale, jnp.float32) * _multiplied(change.factors).reshape(weight.shape)
     if change.magnitude is not None:
@@ -218,7 +244,7 @@ def _addition(leaf: Array, change: Change, scale: ArrayLike, *, is_kernel: bool)
         axes = tuple(axis for axis, size in enumerate(magnitude.shape) if size == 1)
         norm = jnp.sqrt(jnp.square(summed).sum(axes, keepdims=True))
         delta = jnp.where(norm > 0, magnitude / norm, 1.0) * summed - weight
-    return _turned_back(delta, is_kernel)
+    return total + _turned_back(delta, is_kernel)
 
 
 def _turned(leaf: Array, is_kernel: bool) -> Array:

@@ -55,9 +55,8 @@ def test_the_refiner_goes_on_where_the_base_left_off(base, refiner, sampler, sha
     for reference, _ in (base, refiner):
         reference.scheduler = SCHEDULERS[sampler]()
     (first, ours), (second, our_second) = base, refiner
-    half = first(
-        PROMPT, negative_prompt=NEGATIVE, latents=channels_first(NOISE), denoising_end=share, height=64, width=64, **COMMON
-    ).images  # fmt: skip
+    begun = {"latents": channels_first(NOISE), "denoising_end": share, "height": 64, "width": 64}
+    half = first(PROMPT, negative_prompt=NEGATIVE, **begun, **COMMON).images
     expected = second(PROMPT, negative_prompt=NEGATIVE, image=half, denoising_start=share, **COMMON).images
     settings = {"steps": 10, "guidance_scale": 5.0, "sampler": sampler, "output": "latents", "width": 64, "height": 64}
     left = ours(PROMPT, NEGATIVE, latents=NOISE, denoising_end=share, **settings).images
