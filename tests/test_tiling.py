@@ -1,5 +1,7 @@
 """Tiles of the autoencoder against the whole picture."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
@@ -66,11 +68,19 @@ def test_tiles_are_chosen_by_size_and_said(pipe):
     assert pipe.resolve("a star", tiling=True).tile == 256
 
 
-def test_memory_stops_growing_with_the_picture(pipe):
-    def peak(side, tile):
-        latents = jax.ShapeDtypeStruct((1, side, side, 4), np.float32)
-        compiled = decoded.lower(pipe.definition, pipe.params, latents, tile).compile()
-        return compiled.memory_analysis().temp_size_in_bytes - 3 * 4 * (4 * side) ** 2
+def decoding_peak(pipe, batch, side, tile):
+    """Bytes that decoding takes beside what it returns."""
+    latents = jax.ShapeDtypeStruct((batch, side, side, 4), np.float32)
+    compiled = decoded.lower(pipe.definition, pipe.params, latents, tile).compile()
+    return compiled.memory_analysis().temp_size_in_bytes - batch * 3 * 4 * (4 * side) ** 2
 
+
+def test_memory_stops_growing_with_the_picture(pipe):
+    peak = partial(decoding_peak, pipe, 1)
     assert peak(128, None) > 3 * peak(64, None)
     assert peak(256, 64) < 1.6 * peak(128, 64)
+
+
+def test_memory_stops_growing_with_the_batch(pipe):
+    peak = partial(decoding_peak, pipe, side=128, tile=None)
+    assert peak(16) < 1.3 * peak(4)  # four pictures of 512 x 512 are the most that is decoded at once
