@@ -71,5 +71,6 @@ def _stamp(path: Path) -> Stamp:
         files = sorted(path.rglob("*")) if path.is_dir() else [path]
         stats = [(str(file), file.stat()) for file in files]
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"there is no LoRA file or folder {str(path)!r}: {error}") from error
+        why = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"there is no LoRA file or folder {str(path)!r}: {why}") from error
     return tuple((name, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats)
