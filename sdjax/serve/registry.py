@@ -91,6 +91,10 @@ class JobRegistry:
         """Where it waits."""
         return await self._read(self._store.position, job.id) if job.state == "queued" else None
 
+    async def ahead(self, job: Job) -> dict[str, int]:
+        """See `Store.ahead`."""
+        return dict(await self._read(self._store.ahead, job.id))
+
     async def last_event(self, job: Job) -> Event | None:
         """The newest entry of its story."""
         events = await self._read(self._store.events, job.id)

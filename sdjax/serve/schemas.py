@@ -154,7 +154,9 @@ class JobView(BaseModel):
     started: float | None
     finished: float | None
     position: int | None = Field(description="In the queue; null when it doesn't wait.")
-    eta_seconds: float | None = Field(description="Until it begins, about; null while nothing is known.")
+    eta_seconds: float | None = Field(
+        description="Until it is complete, about; null while nothing is known, and after its end."
+    )
     timings: dict[str, float] = Field(description="Seconds by phase, once it is complete.")
     images: list[str] = Field(description="Where its pictures are.")
     error: JobError | None
