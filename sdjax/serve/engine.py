@@ -341,7 +341,8 @@ class GenerationEngine:
             for row in rows:
                 self._fail(row.job_id, error)
             return []
-        logger.warning("a batch of %d failed, and its pictures are tried one by one: %s", size, error)
+        jobs = ", ".join(dict.fromkeys(row.job_id for row in rows))
+        logger.warning("a batch failed, and its pictures are tried one by one: %s", error, extra={"job": jobs})
         if error_code(error) == "out_of_memory":
             self._programs.too_large(key, size)
         return [after for row in rows for after in self._slice(key, [row], smallest, 0.0)]

@@ -109,6 +109,7 @@ def resolved(
         ],
         "preview_every": wanted.preview_every or 0,
         "response": wanted.response or "png",
+        "cancel_on_disconnect": bool(wanted.cancel_on_disconnect),
         "model": model.name,
         "hive_id": wanted.hive_id,
         "worker_id": wanted.worker_id,

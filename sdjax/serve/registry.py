@@ -127,6 +127,10 @@ class JobRegistry:
         """Cancel it, unless it is final: the job as it is then."""
         return await self._read(self._store.cancel, job.id) or job
 
+    def is_read(self, job: Job) -> bool:
+        """Whether anybody listens to its story now."""
+        return job.id in self._watchers
+
     async def delete(self, job: Job) -> bool:
         """Forget it, if it is final."""
         return await self._read(self._store.delete, job.id)

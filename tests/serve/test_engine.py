@@ -23,6 +23,7 @@ from sdjax.serve import drawing, previews, scheduling
 from sdjax.serve import engine as engine_module
 from sdjax.serve.buckets import bucket
 from sdjax.serve.engine import GenerationEngine
+from sdjax.serve.programs import Programs
 from sdjax.serve.sqlite import SqliteStore
 from sdjax.serve.store import FINAL
 from tests.loading import lora_files
@@ -511,14 +512,23 @@ def test_what_does_not_finish_in_time_is_given_back_and_drawn_by_the_next(pipe, 
         np.testing.assert_array_equal(pixels(store, job), drawn_by_library(pipe, job))
 
 
-def test_a_size_that_was_not_foreseen_is_compiled_beside_the_others(pipe, store, start, submit, ended):
+def test_a_size_that_was_not_foreseen_is_compiled_beside_the_others(pipe, store, start, submit, ended, monkeypatch):
     """It takes longer than a lease, and those that run go on meanwhile."""
     start(lease_seconds=0.8)
+    compile_program, go = Programs.compile, threading.Event()
+
+    def slow_compiler(self, key, row, size):
+        assert go.wait(60)
+        compile_program(self, key, row, size)
+
+    monkeypatch.setattr(Programs, "compile", slow_compiler)
     wide = submit(width=48, height=32, guidance_scale=0.0)
     wait_until(lambda: store.job(wide.id).state == "running")
     others = [submit(seed=seed) for seed in range(3)]
     ended(others)
+    time.sleep(1.0)
     assert store.job(wide.id).state == "running"
+    go.set()
     ended([wide], seconds=240)
     assert (store.job(wide.id).state, store.job(wide.id).attempts) == ("complete", 1)
     assert pixels(store, wide).shape == (32, 48, 3)

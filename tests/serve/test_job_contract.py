@@ -377,6 +377,7 @@ def test_the_description_is_openapi_3_1_of_the_same_schemas(server):
     assert set(fields) == {
         *("operation", "hive_id", "model", "prompt", "negative_prompt", "steps", "guidance_scale", "seed"),
         *("width", "height", "loras", "worker_id", "sampler", "num_images", "preview_every", "response"),
+        "cancel_on_disconnect",
     }
 
 

@@ -29,9 +29,10 @@ RED_ON_BLUE = "a red circle on a blue background"
 class Process:
     """`sdjax serve` with flags, and the lines that it logs."""
 
-    def __init__(self, *flags):
+    def __init__(self, *flags, **environment):
         command = [sys.executable, "-m", "sdjax", "serve", "--port", "0", "--log-json", *flags]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PORT": ""})
+        env = {**os.environ, "PORT": "", **environment}
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
         self.lines = []
         threading.Thread(target=self._read, daemon=True).start()
         self.url = wait_for(self._address, 60)
@@ -170,6 +171,14 @@ def test_every_line_of_a_job_names_it(process):
     lines = wait_for(lambda: (found := [line for line in process.lines if job_id in line]) and len(found) > 1 and found)
     assert all(json.loads(line)["job"] == job_id for line in lines)
     assert not any(RED_ON_BLUE in line for line in process.lines)
+
+
+def test_a_warning_is_a_line_like_the_others_and_names_its_job(process):
+    job_id = process.submit(steps=1, prompt="a red circle " * 60)
+    process.events(job_id)
+    lines = wait_for(lambda: [line for line in process.lines if "py.warnings" in line])
+    assert json.loads(lines[0])["job"] == job_id
+    assert all(json.loads(line)["level"] for line in process.lines)
 
 
 @pytest.mark.slow

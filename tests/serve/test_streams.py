@@ -123,6 +123,24 @@ def test_a_job_outlives_its_reader(paused):
     wait_for(lambda: not registry._watchers)
 
 
+def test_a_job_that_asked_for_it_ends_with_its_last_reader(paused):
+    job_id = paused.submit(steps=3, cancel_on_disconnect=True)
+    with paused.client.stream("GET", f"/v1/jobs/{job_id}/stream") as first:
+        heard = read_events(first)
+        next(heard)
+        with paused.client.stream("GET", f"/v1/jobs/{job_id}/stream") as second:
+            next(read_events(second))
+        time.sleep(0.3)
+        assert paused.job(job_id)["state"] in ("queued", "running")
+    assert paused.wait(job_id, "cancelled")["request"]["cancel_on_disconnect"] is True
+
+
+def test_a_job_that_asked_for_it_is_complete_when_its_reader_stays(server):
+    job_id = server.submit(steps=3, cancel_on_disconnect=True)
+    assert names(server.events(job_id))[-1] == "complete"
+    assert server.job(job_id)["state"] == "complete"
+
+
 def test_a_reader_that_does_not_read_disturbs_nobody(serve):
     server = serve()
     server.engine.go.clear()
