@@ -131,7 +131,7 @@ def test_every_job_gets_the_librarys_picture_in_any_mix(pipe, store, start, subm
     rng = random.Random(0)
     samplers = ["ddim", "euler_a", "dpmpp_2m", "heun", "dpmpp_sde", "lcm", "unipc", "pndm", "ddpm"]
     jobs, cancelled = [], []
-    for i in range(27):
+    for i in range(2 * len(samplers)):
         jobs.append(
             submit(
                 seed=100 * i,
@@ -149,7 +149,7 @@ def test_every_job_gets_the_librarys_picture_in_any_mix(pipe, store, start, subm
         if i % 9 == 7:
             store.cancel(cancelled[-1].id)
     ended(jobs)
-    assert [store.job(job.id).state for job in cancelled] == ["cancelled"] * 3
+    assert [store.job(job.id).state for job in cancelled] == ["cancelled"] * len(cancelled)
     for job in jobs:
         assert store.job(job.id).state == "complete", store.events(job.id)[-1]
         assert store.job(job.id).images == job.request["num_images"]
@@ -248,7 +248,7 @@ def test_a_png_carries_the_parameters_and_other_formats_are_what_they_say(store,
 
 def test_what_was_measured_tells_when_a_waiting_job_will_be_complete(store, start, submit, ended):
     engine = start(slots=2)
-    jobs = [submit(steps=60, seed=seed) for seed in range(6)]
+    jobs = [submit(steps=30, seed=seed) for seed in range(6)]
     wait_until(lambda: sum(event.name == "progress" for event in store.events(jobs[0].id)) > 1)
     stats, began = engine.stats(), time.monotonic()
     waits = [stats.eta_leased(jobs[0].id), stats.eta_queued(store.ahead(jobs[5].id))]
@@ -499,7 +499,7 @@ def test_draining_lets_the_running_finish_and_gives_the_waiting_back(store, star
 
 def test_what_does_not_finish_in_time_is_given_back_and_drawn_by_the_next(pipe, store, start, submit, ended):
     engine = start()
-    jobs = [submit(steps=60, seed=seed) for seed in range(3)]
+    jobs = [submit(steps=40, seed=seed) for seed in range(3)]
     wait_until(lambda: any(event.name == "progress" for event in store.events(jobs[0].id)))
     began = time.monotonic()
     engine.drain(0.0)

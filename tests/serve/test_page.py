@@ -315,7 +315,7 @@ def test_the_gallery_is_there_after_a_restart(visit, process, folder):
     before, count = seen(card), page.locator(".card").count()
     page.close()
     assert process.stop() == 0
-    second = ready(Process("--data-dir", str(folder)))
+    second = Process("--data-dir", str(folder))  # the gallery does not wait for the model
     page = visit(second.url)
     page.locator(".card").first.wait_for()
     assert page.locator(".card").count() == count
