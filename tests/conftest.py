@@ -3,6 +3,13 @@
 import jax
 import pytest
 
+from sdjax.terminal import keep_compiled_programs
+
+
+def pytest_configure():
+    """What one test compiles, or a process that it starts, serves all the others, in every worker."""
+    keep_compiled_programs()
+
 
 @pytest.fixture
 def compilations():

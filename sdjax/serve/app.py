@@ -74,6 +74,7 @@ def create_app(settings: Settings, store: Store, boot: Boot) -> Starlette:
         threading.Thread(target=_booted, args=(boot, front.worker), name="sdjax-boot", daemon=True).start()
         async with anyio.create_task_group() as group:
             group.start_soon(_lasting, partial(_follow, front))
+            group.start_soon(front.metrics.watch_lag)
             group.start_soon(_lasting, partial(_retain, settings, store))
             if settings.callback_url:
                 group.start_soon(_lasting, partial(_beat, front, settings.callback_url))

@@ -19,7 +19,7 @@ def serve_until_stopped(settings: Settings) -> None:
     set_up_logging(settings.log_level, as_json=settings.log_json)
     listener = bind(settings.host, settings.port)
     settings = settings.model_copy(update={"port": listener.getsockname()[1]})
-    store = SqliteStore(settings.data_dir)
+    store = SqliteStore(settings.data_dir, attempts=settings.attempts)
 
     def boot(worker: Worker) -> None:
         load(settings, store, worker)
@@ -58,6 +58,7 @@ def load(settings: Settings, store: Store, worker: Worker) -> None:
         store,
         name=settings.worker_id,
         slots=settings.slots,
+        sizes=settings.sizes,
         batch_sizes=[size * count for size in default_batch_sizes()],
     )
     engine.start()

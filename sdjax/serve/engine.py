@@ -12,7 +12,7 @@ import queue
 import socket
 import threading
 import time
-from collections import Counter, defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -27,7 +27,7 @@ from sdjax.serve.preparer import Preparer
 from sdjax.serve.previews import Previews
 from sdjax.serve.programs import Programs, default_batch_sizes
 from sdjax.serve.scheduling import SLICE_SECONDS, Blocked, admit, partition, slice_length
-from sdjax.serve.stats import Compilations, Stats
+from sdjax.serve.stats import Compilations, Leased, Stats, Tally
 from sdjax.serve.store import Store
 from sdjax.serve.warmup import foreseen
 from sdjax.serve.work import Work, error_code
@@ -103,9 +103,7 @@ class GenerationEngine:
         self._alone = False
         self._told_at = 0.0
         self._moved_at = time.monotonic()
-        self._slices = 0
-        self._ended: Counter[str] = Counter({"complete": 0, "error": 0, "gone": 0, "released": 0})
-        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._tally = Tally()
         self._buckets: dict[str, Key] = {}
         self._thread = threading.Thread(target=self._run, name="sdjax-engine", daemon=True)
 
@@ -160,16 +158,21 @@ class GenerationEngine:
         for bucket, key in list(self._buckets.items()):
             if known := self._programs.step_seconds(key):
                 best[bucket] = min(seconds / size for size, seconds in known.items())
+        works, tally = list(self._works.values()), self._tally
         return Stats(
             slots=self.slots,
             drawing=sum(map(len, list(self._active.values()))),
             pending=len(self._pending) + sum(list(self._preparing.values())),
             finishing=len(self._finishing),
-            slices=self._slices,
+            slices=tally.slices,
+            rows=tally.rows,
+            places=tally.places,
+            steps=tally.steps,
+            slice_seconds=tally.slice_seconds,
             compiles=self._compilations.count,
-            ended=dict(self._ended),
-            seconds=dict(self._seconds),
+            ended=dict(tally.ended),
             step_seconds=best,
+            leased={work.job.id: Leased(work.job.bucket, work.pictures, work.left) for work in works},
         )
 
     def _run(self) -> None:
@@ -320,7 +323,7 @@ class GenerationEngine:
             return self._walk_apart(key, rows, size, error)
         took = time.perf_counter() - began
         self._moved_at = time.monotonic()
-        self._slices += 1
+        self._tally.sliced(len(rows), size, calls, took)
         self._programs.measured(key, size, took / calls)
         for job_id in {row.job_id for row in rows}:
             self._works[job_id].seconds["denoise"] += took
@@ -338,7 +341,8 @@ class GenerationEngine:
             for row in rows:
                 self._fail(row.job_id, error)
             return []
-        logger.warning("a batch of %d failed, and its pictures are tried one by one: %s", size, error)
+        jobs = ", ".join(dict.fromkeys(row.job_id for row in rows))
+        logger.warning("a batch failed, and its pictures are tried one by one: %s", error, extra={"job": jobs})
         if error_code(error) == "out_of_memory":
             self._programs.too_large(key, size)
         return [after for row in rows for after in self._slice(key, [row], smallest, 0.0)]
@@ -398,10 +402,7 @@ class GenerationEngine:
 
     def _finished(self, work: Work, how: str) -> None:
         self._finishing.discard(work.job.id)
-        self._ended[how] += 1
-        if how == "complete":
-            for phase, seconds in work.seconds.items():
-                self._seconds[phase] += seconds
+        self._tally.ended[how] += 1
 
     def _fail(self, job_id: str, error: Exception) -> None:
         """End one job as an error; the others don't notice."""
@@ -424,4 +425,4 @@ class GenerationEngine:
         del self._works[job_id]
         self._preparing.pop(job_id, None)
         self._pending = deque((key, row) for key, row in self._pending if row.job_id != job_id)
-        self._ended[how] += 1
+        self._tally.ended[how] += 1

@@ -28,6 +28,7 @@ def set_up_logging(level: str, *, as_json: bool) -> None:
     handler.addFilter(_with_job)
     handler.setFormatter(JsonLines() if as_json else logging.Formatter(_TEXT))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(True)
     for noisy in ("httpx", "httpcore", "sse_starlette", "asyncio", "PIL", "uvicorn.error", "jax"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 

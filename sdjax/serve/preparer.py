@@ -9,6 +9,7 @@ import jax
 from sdjax.serve import drawing
 from sdjax.serve.drawing import Key, Row
 from sdjax.serve.lanes import Lane
+from sdjax.serve.logs import about_job
 from sdjax.serve.programs import Programs, logger
 from sdjax.serve.store import Lease, Store
 
@@ -37,7 +38,12 @@ class Preparer:
 
     def prepare(self, lease: Lease) -> None:
         """Make the rows of a job."""
-        self._preparing.do(partial(self._prepare, lease))
+
+        def prepare() -> None:
+            with about_job(lease.job.id):
+                self._prepare(lease)
+
+        self._preparing.do(prepare)
 
     def compile(self, key: Key, row: Row, size: int, done: Callable[[], None]) -> None:
         """Compile a larger batch; the smaller ones serve meanwhile, and for good where it can't be."""

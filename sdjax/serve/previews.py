@@ -44,7 +44,7 @@ class Previews:
                 return self._pipe.finish(row.request, estimate)[0]
             return self._projection.picture(np.asarray(estimate[0], np.float32))
         except Exception as error:
-            logger.warning("a preview was left out: %s", error)
+            logger.warning("a preview was left out: %s", error, extra={"job": row.job_id})
             return None
 
 

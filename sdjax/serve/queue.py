@@ -76,14 +76,10 @@ class RequestQueue:
             raise ProblemError(429, "queue_full", str(error), headers={"Retry-After": str(after)}) from None
 
     def took(self, seconds: float) -> None:
-        """Learn how long a job took, for estimates."""
+        """Learn how long a job took: about when there is room again."""
         with self._guard:
             known = self._seconds
             self._seconds = seconds if known is None else known + RECENT * (seconds - known)
-
-    def eta(self, position: int | None) -> float | None:
-        """Seconds until a job at this position begins, about; None while no job has been seen."""
-        return None if position is None or self._seconds is None else round(position * self._seconds, 1)
 
 
 def resolved(
@@ -113,6 +109,7 @@ def resolved(
         ],
         "preview_every": wanted.preview_every or 0,
         "response": wanted.response or "png",
+        "cancel_on_disconnect": bool(wanted.cancel_on_disconnect),
         "model": model.name,
         "hive_id": wanted.hive_id,
         "worker_id": wanted.worker_id,

@@ -91,6 +91,10 @@ class JobRegistry:
         """Where it waits."""
         return await self._read(self._store.position, job.id) if job.state == "queued" else None
 
+    async def ahead(self, job: Job) -> dict[str, int]:
+        """See `Store.ahead`."""
+        return dict(await self._read(self._store.ahead, job.id))
+
     async def last_event(self, job: Job) -> Event | None:
         """The newest entry of its story."""
         events = await self._read(self._store.events, job.id)
@@ -122,6 +126,10 @@ class JobRegistry:
     async def cancel(self, job: Job) -> Job:
         """Cancel it, unless it is final: the job as it is then."""
         return await self._read(self._store.cancel, job.id) or job
+
+    def is_read(self, job: Job) -> bool:
+        """Whether anybody listens to its story now."""
+        return job.id in self._watchers
 
     async def delete(self, job: Job) -> bool:
         """Forget it, if it is final."""

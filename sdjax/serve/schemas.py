@@ -94,6 +94,9 @@ class JobFields(Strict):
         None, description="Steps between previews; 0, the default, is none."
     )
     response: Format | None = Field(None, description="Of the finished pictures; default png.")
+    cancel_on_disconnect: bool | None = Field(
+        None, description="Cancel the job when the last reader of its stream leaves; default false: it goes on."
+    )
     model: Name | None = Field(None, description="Must be the model that is served, where it is given.")
     hive_id: Name | None = Field(None, description="Repeated by the job, and else of no meaning.")
     worker_id: Name | None = Field(None, description="Likewise.")
@@ -154,7 +157,9 @@ class JobView(BaseModel):
     started: float | None
     finished: float | None
     position: int | None = Field(description="In the queue; null when it doesn't wait.")
-    eta_seconds: float | None = Field(description="Until it begins, about; null while nothing is known.")
+    eta_seconds: float | None = Field(
+        description="Until it is complete, about; null while nothing is known, and after its end."
+    )
     timings: dict[str, float] = Field(description="Seconds by phase, once it is complete.")
     images: list[str] = Field(description="Where its pictures are.")
     error: JobError | None

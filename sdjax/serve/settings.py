@@ -1,6 +1,7 @@
 """Everything that can be set, in one class: flags win over the environment, and that over a TOML file."""
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -26,10 +27,18 @@ from pydantic_settings import (
 )
 
 from sdjax.errors import RequestError
+from sdjax.serve.store import ATTEMPTS
 
 
 def _listed(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _sizes(values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        if not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", value):
+            raise ValueError(f"must be like 512x768, not {value[:60]!r}")
+    return values
 
 
 def _url(value: str) -> str:
@@ -93,7 +102,13 @@ class Settings(BaseSettings):
     slots: int | None = Field(
         None, ge=1, le=256, description="Pictures that are drawn at once; default: what the device is best at."
     )
+    size: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_sizes)] = Field(
+        (), description="WIDTHxHEIGHT to compile before we are ready; may be repeated; default: the model's own."
+    )
     queue_limit: int = Field(100, ge=1, description="Jobs that may wait.")
+    attempts: int = Field(
+        ATTEMPTS, ge=1, description="Times that a job is begun: one that went down with so many processes is given up."
+    )
     key_limit: int | None = Field(None, ge=1, description="Unfinished jobs that one key may have.")
     max_body: int = Field(32 * 2**20, ge=1024, description="Bytes of a request's body.")
     keep_alive: float = Field(15.0, gt=0, le=3600, description="Seconds between comments on a silent stream.")
@@ -119,6 +134,12 @@ class Settings(BaseSettings):
         if any(not key.get_secret_value() for key in self.api_key):
             raise ValueError("api_key: a key is empty")
         return self
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...] | None:
+        """`size` in pixels; None where none is given."""
+        pairs = (value.split("x") for value in self.size)
+        return tuple((int(width), int(height)) for width, height in pairs) or None
 
     @property
     def is_loopback(self) -> bool:

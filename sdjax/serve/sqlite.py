@@ -220,6 +220,17 @@ class SqliteStore:
         )
         return found[0][0] if found else None
 
+    def ahead(self, job_id: str) -> Mapping[str, int]:
+        """See `Store.ahead`."""
+        wanted = "coalesce(json_extract(request, '$.steps'), 0) * coalesce(json_extract(request, '$.num_images'), 1)"
+        return dict(
+            self._database.read(
+                f"SELECT bucket, sum({wanted}) FROM jobs WHERE state = 'queued' AND number <="
+                " (SELECT number FROM jobs WHERE id = ?) GROUP BY bucket",
+                job_id,
+            )
+        )
+
     def counts(self) -> Mapping[str, int]:
         """See `Store.counts`."""
         found = dict(self._database.read("SELECT state, count(*) FROM jobs GROUP BY state"))

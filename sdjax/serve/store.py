@@ -148,6 +148,9 @@ class Store(Protocol):
     def position(self, job_id: str) -> int | None:
         """How many queued jobs are before this one, plus one; None when it does not wait."""
 
+    def ahead(self, job_id: str) -> Mapping[str, int]:
+        """Steps that queued jobs want up to this one, it among them, of all their pictures together, by bucket."""
+
     def counts(self) -> Mapping[str, int]:
         """How many jobs there are in each state."""
 

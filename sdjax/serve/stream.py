@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
+import anyio
 from anyio import to_thread
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.sse import AppStatus
@@ -25,7 +26,7 @@ async def stream_job(registry: JobRegistry, job: Job, last_event_id: str | None,
     after = await registry.place(job, last_event_id)
     if after and job.state in FINAL and not await registry.has_more(job, after):
         return Response(status_code=204, media_type="text/event-stream")
-    return event_stream(_told(registry, job.id, after), keep_alive=keep_alive)
+    return event_stream(_told(registry, job, after), keep_alive=keep_alive)
 
 
 def event_stream(events: AsyncIterator[ServerSentEvent], *, keep_alive: float) -> EventSourceResponse:
@@ -51,12 +52,17 @@ def completed(data: Mapping[str, Any], pictures: Sequence[tuple[str, bytes]]) ->
     return {**head, "images": images, **{name: value for name, value in data.items() if name not in head}}
 
 
-async def _told(registry: JobRegistry, job_id: str, after: int) -> AsyncIterator[ServerSentEvent]:
+async def _told(registry: JobRegistry, job: Job, after: int) -> AsyncIterator[ServerSentEvent]:
     name = ""
-    async with aclosing(registry.story(job_id, after)) as story:
-        async for event in story:
-            name = event.name
-            yield ServerSentEvent(await _data(registry, job_id, event), event=name, id=str(event.id), sep="\n")
+    try:
+        async with aclosing(registry.story(job.id, after)) as story:
+            async for event in story:
+                name = event.name
+                yield ServerSentEvent(await _data(registry, job.id, event), event=name, id=str(event.id), sep="\n")
+    finally:
+        if job.request.get("cancel_on_disconnect") and not registry.is_closing and not registry.is_read(job):
+            with anyio.CancelScope(shield=True):
+                await registry.cancel(job)
     if name not in FINAL and registry.is_closing:
         yield ServerSentEvent(to_json({"type": "closing"}), event="closing", sep="\n")
 

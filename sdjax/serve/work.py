@@ -45,6 +45,12 @@ class Work:
         """Steps between previews, 0 for none."""
         return self.job.request.get("preview_every") or 0
 
+    @property
+    def left(self) -> int:
+        """Steps that its pictures have before them, as far as it is known."""
+        steps = self.steps or self.job.request.get("steps") or 0
+        return max(0, self.pictures * steps - sum(list(self.done.values())))
+
     def progress(self) -> dict[str, Any]:
         """How far it is; of several pictures, in steps of one."""
         done = sum(self.done.values()) / self.pictures

@@ -7,7 +7,7 @@ import time
 
 from PIL import Image
 
-from sdjax.serve.stats import Stats
+from sdjax.serve.stats import Leased, Stats
 from sdjax.serve.store import Tick
 
 
@@ -30,12 +30,27 @@ class FakeEngine:
         self.stopping = threading.Event()
         self.deadline = float("inf")
         self.woken = threading.Event()
+        self.leased = {}
         store.subscribe(lambda _: self.woken.set())
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
     def stats(self):
-        return Stats(1, 0, 0, 0, 0, 0, {}, {"denoise": 1.5}, {})
+        return Stats(
+            slots=2,
+            drawing=1,
+            pending=0,
+            finishing=0,
+            slices=4,
+            rows=6,
+            places=8,
+            steps=20,
+            slice_seconds=1.5,
+            compiles=3,
+            ended={},
+            step_seconds={"64x64-guided": 0.01},
+            leased=dict(self.leased),
+        )
 
     def drain(self, seconds):
         self.deadline = time.monotonic() + seconds
@@ -51,11 +66,14 @@ class FakeEngine:
                 self.woken.wait(0.1)
             for lease in leases:
                 self._draw(lease)
+                self.leased = {}
 
     def _draw(self, lease):
         job, fence, request = lease.job, lease.fence, lease.job.request
         total = request["steps"]
         for step in range(1, total + 1):
+            left = (total - step + 1) * request["num_images"]
+            self.leased = {job.id: Leased(job.bucket, request["num_images"], left)}
             while not self.go.wait(0.01):
                 if time.monotonic() > self.deadline or self._tick(job, fence, []):
                     self.store.release(job.id, fence)

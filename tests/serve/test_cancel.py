@@ -2,6 +2,8 @@
 
 import time
 
+import pytest
+
 from tests.serve.conftest import wait_for
 
 
@@ -53,9 +55,10 @@ def test_a_job_that_ended_stays_as_it_is(server):
         assert server.job(job_id)["state"] == state
 
 
-def test_cancelling_at_the_last_step_leaves_one_end(serve):
+@pytest.mark.parametrize("times", [40, pytest.param(200, marks=pytest.mark.slow)])
+def test_cancelling_at_the_last_step_leaves_one_end(serve, times):
     server = serve()
-    for _ in range(50):
+    for _ in range(times):
         job_id = server.submit(steps=2)
         status = server.client.delete(f"/v1/jobs/{job_id}").status_code
         ends = [event["event"] for event in server.events(job_id)]

@@ -1,5 +1,6 @@
 """Processes that are killed while they draw: every job is complete exactly once, and its picture is the library's."""
 
+import contextlib
 import io
 import os
 import random
@@ -10,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -18,6 +20,7 @@ import sdjax
 from sdjax.serve.buckets import bucket
 from sdjax.serve.sqlite import SqliteStore
 from sdjax.serve.store import FINAL
+from tests.serve.test_process import Process as Server
 
 pytestmark = [
     pytest.mark.slow,
@@ -142,6 +145,55 @@ def test_jobs_survive_twenty_kills_of_two_processes_that_share_them(tmp_path, be
     }
     assert len(files) == sum(again.job(job.id).images for job in jobs)
     again.close()
+
+
+def test_a_server_that_is_killed_twenty_times_completes_every_accepted_job_once(tmp_path):
+    """As a client sees it: it submits again, under the same key, what it has no answer for."""
+    rng = random.Random(1)
+    bodies = [
+        {
+            "operation": "image_generation",
+            "prompt": "a red circle above a blue square",
+            "seed": 10 * i,
+            "steps": 20 + 5 * (i % 9),
+            "sampler": SAMPLERS[i % 4],
+            "num_images": 1 + (i % 5 == 0),
+        }
+        for i in range(JOBS)
+    ]
+    accepted, interrupted = {}, 0
+    flags = ("--data-dir", str(tmp_path / "data"), "--attempts", "1000")
+    for kill in range(KILLS):
+        server = Server(*flags)
+        if kill % 4 != 3:  # else while it starts
+            wait_for(lambda server=server: server.client.get("/ready").status_code == 200)
+            threading.Timer(rng.uniform(0.0, 1.5), server.process.kill).start()
+            for i in range(JOBS * (kill + 1) // KILLS):
+                with contextlib.suppress(httpx.TransportError):
+                    if i not in accepted:
+                        answer = server.client.post("/v1/jobs", json=bodies[i], headers={"Idempotency-Key": str(i)})
+                        accepted[i] = answer.json()["job_id"]
+        else:
+            time.sleep(rng.uniform(0, 2))
+            server.process.kill()
+        server.process.wait()
+        with contextlib.closing(SqliteStore(tmp_path / "data")) as store:
+            interrupted += bool(store.counts()["running"])
+    assert interrupted > KILLS / 3
+    server = Server(*flags)
+    wait_for(lambda: server.client.get("/ready").status_code == 200)
+    for i in range(JOBS):
+        answer = server.client.post("/v1/jobs", json=bodies[i], headers={"Idempotency-Key": str(i)})
+        assert accepted.setdefault(i, answer.json()["job_id"]) == answer.json()["job_id"]
+    for job_id in accepted.values():
+        assert server.events(job_id)[-1][0] == "complete"
+    assert len(set(accepted.values())) == JOBS
+    assert server.stop() == 0
+    pipe = sdjax.Pipeline.from_pretrained()
+    with contextlib.closing(SqliteStore(tmp_path / "data")) as store:
+        assert sum(store.counts().values()) == store.counts()["complete"] == JOBS
+        for job_id in accepted.values():
+            assert_complete_once(store, store.job(job_id), pipe)
 
 
 def test_a_job_that_kills_its_process_is_convicted_and_nobody_with_it(tmp_path, begin):

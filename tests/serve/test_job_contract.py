@@ -1,13 +1,18 @@
 """The contract of the original worker: its clients must be able to talk to us unchanged."""
 
+import asyncio
 import base64
 import io
 import json
+import re
+import time
 
+import jax
 import pytest
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 
-from tests.serve.conftest import as_base64, picture
+from tests.serve.conftest import as_base64, picture, wait_for
 
 
 def test_a_generation_as_the_original_client_sends_it_is_drawn(server):
@@ -263,18 +268,77 @@ def test_a_model_that_cannot_be_loaded_is_said_so(serve):
     assert answer.json()["error"]["code"] == "unavailable"
 
 
-def test_metrics_count_jobs_and_requests(server):
+def test_metrics_have_what_operators_watch(serve):
+    server = serve()
     job_id = server.submit(steps=1)
     server.wait(job_id, "complete")
-    from tests.serve.conftest import wait_for
-
-    text = wait_for(lambda: "sdjax_job_run_seconds_count" in (t := server.client.get("/metrics").text) and t)
-    assert 'sdjax_jobs{state="complete"}' in text
-    assert "sdjax_ready 1.0" in text
-    assert 'sdjax_engine{what="slots"} 1.0' in text
-    assert 'sdjax_engine_seconds{phase="denoise"} 1.5' in text
-    assert 'route="/v1/jobs/{job_id}"' in text
+    server.engine.go.clear()
+    running = server.submit(steps=1)
+    server.wait(running, "running")
+    server.submit(steps=1)
+    text = wait_for(lambda: "sdjax_job_run_seconds_count 1.0" in (t := server.client.get("/metrics").text) and t)
+    for line in (
+        'sdjax_jobs{state="complete"} 1.0',
+        "sdjax_queue_depth 1.0",
+        'sdjax_jobs_finished_total{state="complete"} 1.0',
+        "sdjax_images_total 1.0",
+        "sdjax_ready 1.0",
+        "sdjax_slots 2.0",
+        "sdjax_drawing 1.0",
+        "sdjax_batch_occupancy 0.5",
+        "sdjax_rows_total 6.0",
+        "sdjax_row_places_total 8.0",
+        "sdjax_steps_total 20.0",
+        "sdjax_slice_seconds_total 1.5",
+        "sdjax_compiles_total 3.0",
+        'sdjax_step_seconds{bucket="64x64-guided"} 0.01',
+        'sdjax_job_phase_seconds_sum{phase="denoise"} 0.5',
+        'sdjax_job_phase_seconds_bucket{le="0.5",phase="denoise"} 1.0',
+    ):
+        assert f"\n{line}\n" in text
+    assert re.search(r'sdjax_http_requests_total{method="GET",route="/v1/jobs/{job_id}",status="200"} \d', text)
     assert job_id not in text
+    server.engine.go.set()
+
+
+def test_metrics_tell_of_memory_and_of_the_event_loop(server):
+    held = jax.numpy.zeros(2**20, "float32")
+    numbers = {}
+    for family in text_string_to_metric_families(server.client.get("/metrics").text):
+        numbers |= {(sample.name, *sample.labels.values()): sample.value for sample in family.samples}
+    assert numbers["sdjax_device_memory_bytes", str(jax.devices()[0]), "in_use"] >= held.nbytes
+    assert numbers["process_resident_memory_bytes",] > held.nbytes
+    count = numbers["sdjax_event_loop_lag_seconds_count",]
+    assert wait_for(lambda: f"sdjax_event_loop_lag_seconds_count {count}" not in server.client.get("/metrics").text)
+
+
+def test_what_holds_the_event_loop_is_seen_in_its_lag(serve):
+    server = serve()
+
+    async def hold():
+        time.sleep(0.4)
+
+    def late():
+        numbers = server.client.get("/metrics").text
+        counts = dict(re.findall(r'sdjax_event_loop_lag_seconds_bucket{le="(.+)"} (.+)', numbers))
+        return float(counts["+Inf"]) - float(counts["0.25"])
+
+    assert late() == 0
+    asyncio.run_coroutine_threadsafe(hold(), server.server._loop).result()
+    assert wait_for(late) == 1
+
+
+def test_a_job_says_when_it_will_be_complete_by_the_steps_before_it(serve):
+    server = serve()
+    server.engine.go.clear()
+    first = server.submit(steps=100)
+    server.wait(first, "running")
+    second, third = server.submit(steps=20, num_images=2), server.submit(steps=50)
+    assert [server.job(job)["eta_seconds"] for job in (first, second, third)] == [1.0, 1.4, 1.9]
+    server.client.delete(f"/v1/jobs/{second}")
+    assert server.job(second)["eta_seconds"] is None
+    assert server.job(third)["eta_seconds"] == 1.5
+    server.engine.go.set()
 
 
 def test_a_fault_of_ours_is_a_500_of_the_same_shape(server, monkeypatch):
@@ -313,6 +377,7 @@ def test_the_description_is_openapi_3_1_of_the_same_schemas(server):
     assert set(fields) == {
         *("operation", "hive_id", "model", "prompt", "negative_prompt", "steps", "guidance_scale", "seed"),
         *("width", "height", "loras", "worker_id", "sampler", "num_images", "preview_every", "response"),
+        "cancel_on_disconnect",
     }
 
 

@@ -59,6 +59,7 @@ def test_submit_prints_the_id_of_a_job_with_everything_that_was_asked_for(jobs, 
         "operation": "image_generation", "prompt": "a circle", "negative_prompt": "a square", "steps": 3,
         "guidance_scale": 2.5, "sampler": "euler", "seed": 2**64 - 1, "width": 128, "height": 64, "num_images": 2,
         "response": "webp", "preview_every": 2, "model": "tiny", "hive_id": "h", "worker_id": "w", "loras": [],
+        "cancel_on_disconnect": False,
     }  # fmt: skip
     assert request == expected
 

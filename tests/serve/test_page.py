@@ -315,7 +315,7 @@ def test_the_gallery_is_there_after_a_restart(visit, process, folder):
     before, count = seen(card), page.locator(".card").count()
     page.close()
     assert process.stop() == 0
-    second = ready(Process("--data-dir", str(folder)))
+    second = Process("--data-dir", str(folder))  # the gallery does not wait for the model
     page = visit(second.url)
     page.locator(".card").first.wait_for()
     assert page.locator(".card").count() == count
@@ -376,6 +376,19 @@ def test_many_waiting_jobs_leave_the_page_its_connections(visit, server):
     server.engine.go.set()
     for job_id in jobs[:11]:
         wait_state(page.locator(f"[data-job='{job_id}']"), "complete")
+
+
+def test_on_a_phone_those_who_wait_leave_room_for_those_who_are_done(visit, server):
+    server.engine.go.clear()
+    jobs = [server.submit(seed=seed) for seed in range(2)]
+    page = visit(server.url, **PHONE)
+    frame = card_of(page, jobs[1]).locator(".frame")
+    box = frame.bounding_box()
+    assert box["height"] < box["width"] / 4
+    server.engine.go.set()
+    wait_state(card_of(page, jobs[1]), "complete")
+    box = frame.bounding_box()
+    assert abs(box["height"] - box["width"]) < 4
 
 
 def test_older_jobs_come_a_page_at_a_time(visit, server):

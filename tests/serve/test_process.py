@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 import sdjax
+from sdjax.serve.store import FINAL
 from tests.loading.lora_files import ATTENTION, kohya, random_layers
 from tests.serve.conftest import as_base64, read_events, wait_for
 
@@ -27,9 +29,10 @@ RED_ON_BLUE = "a red circle on a blue background"
 class Process:
     """`sdjax serve` with flags, and the lines that it logs."""
 
-    def __init__(self, *flags):
+    def __init__(self, *flags, **environment):
         command = [sys.executable, "-m", "sdjax", "serve", "--port", "0", "--log-json", *flags]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PORT": ""})
+        env = {**os.environ, "PORT": "", **environment}
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
         self.lines = []
         threading.Thread(target=self._read, daemon=True).start()
         self.url = wait_for(self._address, 60)
@@ -168,6 +171,37 @@ def test_every_line_of_a_job_names_it(process):
     lines = wait_for(lambda: (found := [line for line in process.lines if job_id in line]) and len(found) > 1 and found)
     assert all(json.loads(line)["job"] == job_id for line in lines)
     assert not any(RED_ON_BLUE in line for line in process.lines)
+
+
+def test_a_warning_is_a_line_like_the_others_and_names_its_job(process):
+    job_id = process.submit(steps=1, prompt="a red circle " * 60)
+    process.events(job_id)
+    lines = wait_for(lambda: [line for line in process.lines if "py.warnings" in line])
+    assert json.loads(lines[0])["job"] == job_id
+    assert all(json.loads(line)["level"] for line in process.lines)
+
+
+@pytest.mark.slow
+def test_a_stream_opened_when_the_job_ends_hears_the_end_five_hundred_times(process):
+    rng = random.Random(0)
+    for seed in range(500):
+        job_id = process.submit(steps=1, seed=seed)
+        time.sleep(rng.uniform(0, 0.08))
+        assert process.events(job_id)[-1][0] == "complete"
+
+
+@pytest.mark.slow
+def test_a_cancel_at_the_last_step_leaves_one_end_two_hundred_times(process):
+    rng = random.Random(0)
+    statuses = set()
+    for seed in range(200):
+        job_id = process.submit(steps=2, seed=seed)
+        time.sleep(rng.uniform(0, 0.12))
+        status = process.client.delete(f"/v1/jobs/{job_id}").status_code
+        ends = [name for name, _ in process.events(job_id) if name in FINAL]
+        assert ends == ["cancelled" if status == 200 else "complete"]
+        statuses.add(status)
+    assert statuses == {200, 409}
 
 
 def test_a_port_in_use_is_an_error_in_one_line(process):

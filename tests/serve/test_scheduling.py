@@ -6,7 +6,7 @@ import pytest
 
 from sdjax.serve.buckets import bucket
 from sdjax.serve.scheduling import BUCKETS_AT_ONCE, PATIENCE, Admission, Blocked, admit, partition, slice_length
-from sdjax.serve.stats import Stats
+from sdjax.serve.stats import Leased, Stats
 
 
 def test_nobody_waits_nobody_is_admitted():
@@ -104,8 +104,21 @@ def test_a_bucket_is_size_guidance_and_adapters():
     assert len({bucket(request) for request in different}) == len(different)
 
 
-def test_an_estimate_is_steps_at_the_measured_speed():
-    stats = Stats(8, 0, 0, 0, 0, 0, {}, {}, {"small": 0.01, "large": 0.1})
-    assert stats.eta("small", 200) == pytest.approx(2.0)
-    assert stats.eta("never seen", 10) == pytest.approx(1.0)
-    assert Stats(8, 0, 0, 0, 0, 0, {}, {}, {}).eta("small", 10) is None
+def stats(step_seconds, **leased):
+    counts = dict.fromkeys(("drawing", "pending", "finishing", "slices", "rows", "places", "steps", "compiles"), 0)
+    return Stats(slots=2, slice_seconds=0.0, ended={}, step_seconds=step_seconds, leased=leased, **counts)
+
+
+def test_a_waiting_job_is_complete_when_every_step_up_to_its_last_is_made():
+    seen = stats({"small": 0.01, "large": 0.1}, a=Leased("small", 1, 30), b=Leased("large", 2, 5))
+    assert seen.eta_queued({"small": 20, "large": 10}) == pytest.approx(0.3 + 0.5 + 0.2 + 1.0)
+    assert seen.eta_queued({"never seen": 10}) == pytest.approx(0.3 + 0.5 + 1.0)
+    assert stats({}).eta_queued({"small": 10}) is None
+
+
+def test_a_leased_job_shares_the_device_with_those_beside_it():
+    seen = stats({"small": 0.01}, short=Leased("small", 1, 10), long=Leased("small", 1, 50), two=Leased("small", 2, 8))
+    assert seen.eta_leased("short") == pytest.approx(0.01 * (10 + 10 + 8))
+    assert seen.eta_leased("long") == pytest.approx(0.01 * (10 + 50 + 8))
+    assert seen.eta_leased("two") == pytest.approx(0.01 * (4 + 4 + 8))
+    assert seen.eta_leased("waiting") is None

@@ -42,6 +42,11 @@ def test_lists_in_the_environment_are_separated_by_commas(monkeypatch):
     assert [key.get_secret_value() for key in load_settings({}).api_key] == ["one", "two"]
 
 
+def test_sizes_are_pairs_of_pixels():
+    assert load_settings({"size": ["512x768", "64x64"]}).sizes == ((512, 768), (64, 64))
+    assert load_settings({}).sizes is None
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org"])
 def test_a_public_address_needs_a_key(host):
     with pytest.raises(RequestError, match="--api-key"):
@@ -66,6 +71,8 @@ def test_a_loopback_address_needs_none(host):
         ({"drain": "nan"}, "--drain: "),
         ({"api_key": [""]}, "--api-key: "),
         ({"model": "x", "sd_version": "xl"}, "--model: give either"),
+        ({"size": ["512"]}, "--size: must be like 512x768, not '512'"),
+        ({"attempts": "0"}, "--attempts: "),
         ({"nonsense": "x"}, "nonsense: there is no such setting"),
     ],
 )

@@ -330,6 +330,16 @@ def test_an_owner_may_have_so_many_jobs_and_others_are_not_touched(store):
     submit(store, owner="alice", owner_limit=1)
 
 
+def test_the_steps_before_a_waiting_job_are_counted_by_bucket(store):
+    wanted = [("a", {"steps": 20, "num_images": 2}), ("b", {"steps": 5, "num_images": 1}), ("a", {"steps": 7})]
+    jobs = [store.submit(request, bucket=bucket) for bucket, request in [*wanted, ("a", {"steps": 100})]]
+    assert store.ahead(jobs[2].id) == {"a": 47, "b": 5}
+    store.lease("a", 1, owner="engine", seconds=60)
+    assert store.ahead(jobs[2].id) == {"a": 7, "b": 5}
+    assert store.ahead(jobs[1].id) == {"b": 5}
+    assert store.ahead("no such job") == {}
+
+
 def test_pages_of_jobs_meet_without_gap_or_overlap(store):
     ids = [submit(store, owner="alice" if i % 3 else "bob").id for i in range(11)]
     seen, before = [], None

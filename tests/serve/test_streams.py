@@ -97,8 +97,9 @@ def test_fifty_readers_hear_the_same_story(serve):
     assert all(story == told[0] for story in told)
 
 
-def test_opening_a_stream_at_the_moment_a_job_ends_never_hangs(server):
-    for _ in range(60):
+@pytest.mark.parametrize("times", [40, pytest.param(500, marks=pytest.mark.slow)])
+def test_opening_a_stream_at_the_moment_a_job_ends_never_hangs(server, times):
+    for _ in range(times):
         job_id = server.submit(steps=1)
         assert names(server.events(job_id))[-1] == "complete"
 
@@ -120,6 +121,24 @@ def test_a_job_outlives_its_reader(paused):
     assert paused.wait(job_id, "complete")
     registry = paused.app.state.front.registry
     wait_for(lambda: not registry._watchers)
+
+
+def test_a_job_that_asked_for_it_ends_with_its_last_reader(paused):
+    job_id = paused.submit(steps=3, cancel_on_disconnect=True)
+    with paused.client.stream("GET", f"/v1/jobs/{job_id}/stream") as first:
+        heard = read_events(first)
+        next(heard)
+        with paused.client.stream("GET", f"/v1/jobs/{job_id}/stream") as second:
+            next(read_events(second))
+        time.sleep(0.3)
+        assert paused.job(job_id)["state"] in ("queued", "running")
+    assert paused.wait(job_id, "cancelled")["request"]["cancel_on_disconnect"] is True
+
+
+def test_a_job_that_asked_for_it_is_complete_when_its_reader_stays(server):
+    job_id = server.submit(steps=3, cancel_on_disconnect=True)
+    assert names(server.events(job_id))[-1] == "complete"
+    assert server.job(job_id)["state"] == "complete"
 
 
 def test_a_reader_that_does_not_read_disturbs_nobody(serve):

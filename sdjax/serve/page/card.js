@@ -123,7 +123,7 @@ function waiting({ position, eta_seconds: eta }) {
 
 const duration = (seconds) => {
   if (seconds < 1) return "a second";
-  return seconds < 90 ? `${Math.round(seconds)} s` : `${Math.round(seconds / 60)} min`;
+  return seconds < 90 ? `${Math.round(seconds)}\u00a0s` : `${Math.round(seconds / 60)}\u00a0min`;
 };
 
 function facts({ request, started, finished, timings }) {

@@ -14,7 +14,7 @@ from sdjax.serve.pictures import MEDIA_TYPES, media_type
 from sdjax.serve.problems import ProblemError, invalid, shown
 from sdjax.serve.routes import by_method
 from sdjax.serve.schemas import job_request
-from sdjax.serve.store import Job
+from sdjax.serve.store import FINAL, Job
 from sdjax.serve.stream import stream_job
 
 PAGE, LARGEST_PAGE = 50, 200
@@ -134,12 +134,23 @@ async def view(front: Front, job: Job) -> dict[str, Any]:
         "started": job.started,
         "finished": job.finished,
         "position": position,
-        "eta_seconds": front.queue.eta(position),
+        "eta_seconds": await _eta(front, job),
         "timings": dict(job.timings),
         "images": [f"/v1/jobs/{job.id}/images/{n}" for n in range(job.images)],
         "error": error,
         "sse_url": f"/v1/jobs/{job.id}/stream",
     }
+
+
+async def _eta(front: Front, job: Job) -> float | None:
+    """Seconds until a job is complete, about, by the steps that the engine has measured."""
+    if front.worker.engine is None or job.state in FINAL:
+        return None
+    stats = front.worker.engine.stats()
+    seconds = stats.eta_leased(job.id)
+    if seconds is None:
+        seconds = stats.eta_queued(await front.registry.ahead(job))
+    return None if seconds is None else round(seconds, 1)
 
 
 async def _job(request: Request) -> Job:

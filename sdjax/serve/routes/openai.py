@@ -1,6 +1,7 @@
 """The routes that OpenAI's image clients call."""
 
 import base64
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
@@ -18,6 +19,7 @@ from starlette.responses import JSONResponse, Response
 
 from sdjax.serve.bodies import ARRIVES_WITHIN, parse_object, read_body
 from sdjax.serve.front import Front, front_of, owner_of
+from sdjax.serve.logs import about_job
 from sdjax.serve.openai_schemas import Edit, Generation, ImageParams, edit_job, generation_job, image_params, renamed
 from sdjax.serve.pictures import write_picture
 from sdjax.serve.problems import ProblemError, invalid, openai_error, shown
@@ -32,6 +34,8 @@ NO_RETRY = {"X-Should-Retry": "false"}
 """OpenAI's clients try again after a 500 unless they are told not to: a job that failed would fail again."""
 CLIENT_LEFT = 499
 """The status that nginx gives to a client that left: nobody reads it."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,8 @@ async def _draw(
             raise renamed(problem) from None
 
     drawing = await to_thread.run_sync(accept, limiter=front.submitters)
+    with about_job(drawing.job.id):
+        logger.info("accepted: %s", drawing.job.bucket)
     if drawing.params.stream:
         return event_stream(_streamed(front, drawing), keep_alive=front.settings.keep_alive)
     try:

@@ -1,5 +1,6 @@
 """What those who run a server look at: health, readiness, numbers, the API's description."""
 
+from anyio import to_thread
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
@@ -8,6 +9,7 @@ from sdjax.serve.front import front_of
 from sdjax.serve.metrics import CONTENT_TYPE
 from sdjax.serve.openapi import document
 from sdjax.serve.routes import by_method
+from sdjax.serve.stats import device_memory
 
 
 async def health(request: Request) -> Response:
@@ -27,8 +29,12 @@ async def metrics(request: Request) -> Response:
     """`GET /metrics`, for Prometheus."""
     front = front_of(request)
     counts = await front.registry.counts()
-    stats = front.worker.engine.stats() if front.worker.engine else None
-    text = front.metrics.text(counts, stats, is_ready=front.worker.status == "ready")
+    engine, is_ready = front.worker.engine, front.worker.status == "ready"
+    if engine is None:
+        text = front.metrics.text(counts, None, {}, is_ready=is_ready)
+    else:
+        memory = await to_thread.run_sync(device_memory)
+        text = front.metrics.text(counts, engine.stats(), memory, is_ready=is_ready)
     return Response(text, media_type=CONTENT_TYPE)
 
 
