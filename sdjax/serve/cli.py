@@ -55,7 +55,7 @@ def _metavar(annotation: Any) -> str:
 
 def _help(field: FieldInfo) -> str:
     has_default = field.default_factory is None and field.default is not None
-    return f"{field.description or ''}{f' [default: {field.default}]' if has_default else ''}"
+    return f"{field.description or ''}{f' (default: {field.default})' if has_default else ''}"  # [ ] would be markup
 
 
 def _command() -> Any:

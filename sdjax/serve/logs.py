@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -28,7 +29,7 @@ def set_up_logging(level: str, *, as_json: bool) -> None:
     handler.addFilter(_with_job)
     handler.setFormatter(JsonLines() if as_json else logging.Formatter(_TEXT))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    logging.captureWarnings(True)
+    warnings.showwarning = _show_warning
     for noisy in ("httpx", "httpcore", "sse_starlette", "asyncio", "PIL", "uvicorn.error", "jax"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
@@ -48,6 +49,11 @@ class JsonLines(logging.Formatter):
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps({name: value for name, value in line.items() if value is not None}, ensure_ascii=False)
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """A warning as a line like the others: where in the code it was given helps nobody who runs a server."""
+    logging.getLogger("py.warnings").warning("%s", message)
 
 
 def _with_job(record: logging.LogRecord) -> bool:

@@ -43,6 +43,7 @@ def worker(snapshot, hive, tmp_path_factory):
     environment = {"HF_HUB_CACHE": str(snapshot.parents[2]), "HF_HUB_OFFLINE": "1"}
     process = Process(*flags, "--data-dir", str(tmp_path_factory.mktemp("data")), **environment)
     wait_for(lambda: process.client.get("/ready").status_code == 200, 300)
+    wait_for(lambda: hive.beats)
     yield process
     assert process.stop() == 0
 

@@ -316,7 +316,7 @@ def test_the_gallery_is_there_after_a_restart(visit, process, folder):
     page.close()
     assert process.stop() == 0
     second = Process("--data-dir", str(folder))  # the gallery does not wait for the model
-    page = visit(second.url)
+    page = visit(second.url, expected=["status of 503"])
     page.locator(".card").first.wait_for()
     assert page.locator(".card").count() == count
     np.testing.assert_array_equal(seen(page.locator(".card").first), before)

@@ -177,7 +177,9 @@ def test_a_warning_is_a_line_like_the_others_and_names_its_job(process):
     job_id = process.submit(steps=1, prompt="a red circle " * 60)
     process.events(job_id)
     lines = wait_for(lambda: [line for line in process.lines if "py.warnings" in line])
-    assert json.loads(lines[0])["job"] == job_id
+    line = json.loads(lines[0])
+    assert (line["job"], line["level"]) == (job_id, "warning")
+    assert "UserWarning" not in line["message"]
     assert all(json.loads(line)["level"] for line in process.lines)
 
 

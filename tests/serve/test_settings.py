@@ -1,8 +1,10 @@
 """Settings from flags, the environment and a file; and addresses that are refused."""
 
 import pytest
+from click.testing import CliRunner
 
 from sdjax.errors import RequestError
+from sdjax.serve.cli import _command
 from sdjax.serve.settings import load_settings
 
 
@@ -99,3 +101,10 @@ def test_secrets_are_not_shown():
         load_settings({"api_key": ["very secret"], "port": "x"})
     assert "very secret" not in str(caught.value)
     assert "very secret" not in repr(load_settings({"api_key": ["very secret"]}))
+
+
+def test_the_help_shows_defaults():
+    said = CliRunner().invoke(_command(), ["--help"], env={"COLUMNS": "200"}).output
+    for flag, default in (("--port", "8600"), ("--queue-limit", "100"), ("--attempts", "2"), ("--host", "127.0.0.1")):
+        (line,) = [line for line in said.splitlines() if f" {flag} " in line]
+        assert f"(default: {default})" in line

@@ -146,10 +146,8 @@ async def _eta(front: Front, job: Job) -> float | None:
     """Seconds until a job is complete, about, by the steps that the engine has measured."""
     if front.worker.engine is None or job.state in FINAL:
         return None
-    stats = front.worker.engine.stats()
-    seconds = stats.eta_leased(job.id)
-    if seconds is None:
-        seconds = stats.eta_queued(await front.registry.ahead(job))
+    stats, waits = front.worker.engine.stats(), job.state == "queued"
+    seconds = stats.eta_queued(await front.registry.ahead(job)) if waits else stats.eta_leased(job.id)
     return None if seconds is None else round(seconds, 1)
 
 
