@@ -116,7 +116,7 @@ def measure(
             result["paired_ratio"] = statistics.median(pairs)
             if result["peak_host_bytes"] > 0:
                 result["memory_ratio"] = ours["peak_host_bytes"] / result["peak_host_bytes"]
-    return {"case": case.as_dict(), "name": str(case), "sides": results}
+    return {"case": case.as_dict(), "name": str(case), "sides": {side: results[side] for side in sides}}
 
 
 def _summary(

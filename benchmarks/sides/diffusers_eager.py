@@ -114,11 +114,12 @@ def text_encoders(case: Case) -> list[Any]:
 
 def _text_encoder(case: Case, finish: Callable[[Any], Any]) -> Callable[[], object]:
     encoders = [finish(model) for model in text_encoders(case)]
-    ids = _ids(case)
+    ids = prompt_ids(case)
     return lambda: [encoder(x, output_hidden_states=True) for encoder, x in zip(encoders, ids, strict=True)]
 
 
-def _ids(case: Case) -> list[torch.Tensor]:
+def prompt_ids(case: Case) -> list[torch.Tensor]:
+    """Random words for each text encoder."""
     rows = case.sizes.rows * case.batch
     device = "cuda" if case.device == "gpu" else "cpu"
     return [
@@ -129,7 +130,8 @@ def _ids(case: Case) -> list[torch.Tensor]:
     ]
 
 
-def _added(case: Case) -> dict[str, torch.Tensor] | None:
+def extra_conditioning(case: Case) -> dict[str, torch.Tensor] | None:
+    """What SDXL hears beside the prompt, None for the others."""
     if "addition_embed_type" not in case.sizes.unet or case.sizes.unet["addition_embed_type"] is None:
         return None
     rows = case.sizes.rows * case.batch
@@ -144,9 +146,9 @@ def _unet(case: Case, finish: Callable[[Any], Any]) -> Callable[[], object]:
     rows, side = case.sizes.rows * case.batch, case.sizes.latent_size
     sample = tensor(random_values.normal((rows, model.config.in_channels, side, side), 2), case)
     sample = sample.contiguous(memory_format=torch.channels_last)
-    context = tensor(random_values.normal((rows, 77, model.config.cross_attention_dim), 1), case)
+    context = tensor(random_values.normal((rows, case.sizes.tokens, model.config.cross_attention_dim), 1), case)
     timesteps = torch.full((rows,), 801, device=sample.device)
-    added = _added(case)
+    added = extra_conditioning(case)
     return lambda: model(sample, timesteps, context, added_cond_kwargs=added, return_dict=False)
 
 
@@ -224,7 +226,7 @@ def _picture(case: Case, finish: Callable[[Any], Any]) -> Callable[[], object]:
     encoders = [getattr(pipe, name) for name in case.sizes.text_encoders]
     pipe.unet = finish(pipe.unet)
     pipe.set_progress_bar_config(disable=True)
-    ids = _ids(case)
+    ids = prompt_ids(case)
     side = case.sizes.latent_size
     noise = tensor(random_values.normal((case.batch, pipe.unet.config.in_channels, side, side), 2), case)
 
