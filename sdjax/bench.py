@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,8 @@ from sdjax.guidance import stage_denoiser
 from sdjax.models import AddedConditioning, Definition, Params
 from sdjax.pipeline import Pipeline
 from sdjax.schedulers import SchedulerConfig, table
+
+Result = TypeVar("Result")
 
 PROMPT = "a red circle on a blue background"
 TIMESTEP = 801.0
@@ -132,7 +134,7 @@ def unet_step(definition: Definition, params: Params, inputs: Inputs) -> Work:
     staged = stage_denoiser(definition, params, cond, latents.shape)
     prepare = jax.jit(staged.prepare).lower(params, cond).compile()
     began = time.perf_counter()
-    prepared = jax.block_until_ready(prepare(params, cond))
+    prepared = _done(prepare(params, cond))
     once = time.perf_counter() - began
     index, timesteps = jnp.zeros(batch, jnp.int32), jnp.full(batch, TIMESTEP)
     work = _compiled(staged.predict, params, cond, prepared, index, latents, timesteps)
@@ -164,7 +166,7 @@ def picture(
             cond = cond._replace(added=cond.added._replace(text_embeds=text.pooled))
         state = start_state(scale, inputs.latents)
         state = denoising(params, cond, state, tables, np.int32(0), stop)
-        drawn: Array = jax.block_until_ready(decoding(params, state[:, 0]))
+        drawn: Array = _done(decoding(params, state[:, 0]))
         return drawn
 
     began = time.perf_counter()
@@ -172,11 +174,17 @@ def picture(
     return Work(run, {"compile_seconds": time.perf_counter() - began})
 
 
+def _done(computed: Result) -> Result:
+    """Wait until arrays are there."""
+    waited: Result = jax.block_until_ready(computed)  # type: ignore[no-untyped-call]
+    return waited
+
+
 def _compiled(function: Callable[..., Any], *arguments: Any) -> Work:
     began = time.perf_counter()
     compiled = jax.jit(function).lower(*arguments).compile()
     seconds = time.perf_counter() - began
-    return Work(lambda: jax.block_until_ready(compiled(*arguments)), {"compile_seconds": seconds})
+    return Work(lambda: _done(compiled(*arguments)), {"compile_seconds": seconds})
 
 
 def loading(model: str | Path | None, *, dtype: str | None = None, variant: str | None = None) -> Work:
@@ -186,19 +194,19 @@ def loading(model: str | Path | None, *, dtype: str | None = None, variant: str 
     def run() -> None:
         held.clear()
         held.append(Pipeline.from_pretrained(model, dtype=dtype, variant=variant))
-        jax.block_until_ready(held[0].params)
+        _done(held[0].params)
 
     return Work(run, {})
 
 
 def first_picture(
-    model: str | Path, *, steps: int, dtype: str, options: Sequence[str] = (), keeps_programs: bool
+    model: str | Path | None, *, steps: int | None, dtype: str, options: Sequence[str] = (), keeps_programs: bool
 ) -> Work:
     """A new process of `sdjax generate` up to its end.
 
     Args:
-        model: as `--model` takes it.
-        steps: of the sampler.
+        model: as `--model` takes it; None is the bundled one.
+        steps: of the sampler; None is the model's own number.
         dtype: of parameters and arithmetic.
         options: more of the command's options.
         keeps_programs: whether a run finds the compiled programs of the one before; else every run compiles.
@@ -209,9 +217,11 @@ def first_picture(
         with tempfile.TemporaryDirectory() as folder:
             # Last, so that what is passed on can't undo it.
             environment = {**os.environ, "SDJAX_CACHE_DIR": kept.name if keeps_programs else folder}
-            command = [sys.executable, "-m", "sdjax", "generate", PROMPT, "--model", str(model), "--seed", "0"]
-            command += ["--steps", str(steps), "--dtype", dtype, "--quiet", "-o", str(Path(folder) / "out.png")]
-            done = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, check=False)
+            command = [sys.executable, "-m", "sdjax", "generate", PROMPT, "--seed", "0", "--dtype", dtype]
+            command += [] if model is None else ["--model", str(model)]
+            command += [] if steps is None else ["--steps", str(steps)]
+            command += ["--quiet", "-o", str(Path(folder) / "out.png"), *options]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SdjaxError(f"`sdjax generate` failed: {done.stderr.strip()}")
 
