@@ -4,7 +4,9 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 
 from benchmarks import report
 from benchmarks.cases import WHAT, Case
+from benchmarks.folders import with_folder
 from benchmarks.models import MODELS
 from benchmarks.sides import SIDES
 from benchmarks.timing import measure
@@ -27,12 +30,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(lines))
         return 0 if is_good else 1
     results = []
-    for model in options.model:
-        for batch in options.batch:
-            for dtype in options.dtype:
-                case = Case(options.command, model, batch, dtype, options.device, options.steps)
-                results.append(measure(case, ["sdjax", *options.peers], repeats=options.repeats))
-                print(report.line(results[-1]), flush=True)
+    pythons = dict(options.python)
+    with tempfile.TemporaryDirectory() as scratch:
+        for model in options.model:
+            for batch in options.batch:
+                for dtype in options.dtype:
+                    case = Case(options.command, model, batch, dtype, options.device, options.steps)
+                    case = with_folder(case, Path(scratch))
+                    sides = ["sdjax", *options.peers]
+                    results.append(measure(case, sides, repeats=options.repeats, pythons=pythons))
+                    print(report.line(results[-1]), flush=True)
     if options.json:
         options.json.write_text(json.dumps({"machine": machine(), "results": results}, indent=1), encoding="utf-8")
     if options.plot:
@@ -66,12 +73,20 @@ def _parser() -> argparse.ArgumentParser:
     for what, described in WHAT.items():
         case = commands.add_parser(what, help=described, description=described)
         case.add_argument("--model", nargs="+", choices=MODELS, default=["bundled"])
-        case.add_argument("--batch", nargs="+", type=int, default=[1], help="pictures at once")
+        case.add_argument("--batch", nargs="+", type=_count, default=[1], help="pictures at once")
         case.add_argument("--dtype", nargs="+", choices=("float32", "bfloat16", "float16"), default=["float32"])
         case.add_argument("--device", choices=("cpu", "gpu", "tpu"), default="cpu")
-        case.add_argument("--steps", type=int, help="of a whole picture; the model's own number without it")
+        case.add_argument("--steps", type=_count, help="of a whole picture; the model's own number without it")
         case.add_argument("--peers", nargs="*", choices=[side for side in SIDES if side != "sdjax"], default=[])
-        case.add_argument("--repeats", type=int, default=5)
+        case.add_argument(
+            "--python",
+            type=_python,
+            action="append",
+            default=[],
+            metavar="SIDE=PYTHON",
+            help="the interpreter of a peer that has an environment of its own; may be given several times",
+        )
+        case.add_argument("--repeats", type=_count, default=5)
         case.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
         case.add_argument("--plot", type=Path, metavar="FILE", help="draw the relative speeds (PNG, SVG or PDF)")
     comparison = commands.add_parser("compare", help="two JSON files; fails where a case became slower")
@@ -79,6 +94,22 @@ def _parser() -> argparse.ArgumentParser:
     comparison.add_argument("after", type=Path)
     comparison.add_argument("--tolerance", type=float, default=1.1, help="factor that is still fine (default 1.1)")
     return parser
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
+    return count
+
+
+def _python(text: str) -> tuple[str, str]:
+    side, separator, python = text.partition("=")
+    if not separator or side not in SIDES:
+        raise argparse.ArgumentTypeError(f"must be SIDE=PYTHON with a side of {', '.join(SIDES)}, not {text!r}")
+    if shutil.which(python) is None:
+        raise argparse.ArgumentTypeError(f"there is no program {python!r}")
+    return side, python
 
 
 if __name__ == "__main__":

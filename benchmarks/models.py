@@ -33,6 +33,12 @@ class Model:
         return self.size >> (len(self.vae["block_out_channels"]) - 1)
 
     @property
+    def tokens(self) -> int:
+        """Tokens that the text encoders read."""
+        length: int = next(iter(self.text_encoders.values()))["max_position_embeddings"]
+        return length
+
+    @property
     def rows(self) -> int:
         """Rows of the UNet's batch that one picture takes."""
         return 2 if self.guided else 1

@@ -1,26 +1,37 @@
 """Runs the sides of a case in turns (A, B, A, B, …), each in its worker, so that both meet the same weather."""
 
 import json
+import math
+import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import MATMUL_SIZE, Case
+from sdjax.measuring import summary
+
+REPOSITORY = Path(__file__).parent.parent
 
 
 class Worker:
     """A side's process; `setup` is its first answer."""
 
-    def __init__(self, side: str, case: Case) -> None:
+    def __init__(self, side: str, case: Case, python: str) -> None:
         self.side = side
+        # A file: nobody reads a pipe while the worker works, and one that is full would hold it up.
+        self._said = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (`close` ends it)
+        command = [python, "-m", "benchmarks.worker", side, json.dumps({**case.as_dict(), "folder": case.folder})]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.worker", side, json.dumps(case.as_dict())],
+            command,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._said,
             text=True,
         )
         self.setup = self._answer()
@@ -34,11 +45,12 @@ class Worker:
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
-        assert self._process.stderr is not None
         line = self._process.stdout.readline()
         if not line:
-            said = self._process.stderr.read().strip().splitlines()
-            return {"skipped": f"its process ended: {said[-1] if said else self._process.wait()}"}
+            code = self._process.wait()
+            self._said.seek(0)
+            said = self._said.read().strip().splitlines()
+            return {"skipped": f"its process ended: {said[-1] if said else code}"}
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -50,15 +62,20 @@ class Worker:
             self._process.wait(30)
         except subprocess.TimeoutExpired:
             self._process.kill()
+            self._process.wait()
+        self._said.close()
 
 
-def measure(case: Case, sides: Sequence[str], *, repeats: int) -> dict[str, Any]:
+def measure(
+    case: Case, sides: Sequence[str], *, repeats: int, pythons: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Time a case.
 
     Args:
         case: what to time.
         sides: names of contenders, sdjax first.
         repeats: timed runs of each, after one that isn't counted.
+        pythons: the interpreter of a side, where it isn't this one.
 
     Returns:
         {"case", "sides": {name: result}}; a result is {"skipped": why}, or seconds (median, least, spread, all),
@@ -69,7 +86,7 @@ def measure(case: Case, sides: Sequence[str], *, repeats: int) -> dict[str, Any]
     with ExitStack() as stack:
         workers = []
         for side in sides:
-            worker = Worker(side, case)
+            worker = Worker(side, case, (pythons or {}).get(side, sys.executable))
             stack.callback(worker.close)
             if "skipped" in worker.setup:
                 results[side] = {"skipped": worker.setup["skipped"]}
@@ -78,9 +95,13 @@ def measure(case: Case, sides: Sequence[str], *, repeats: int) -> dict[str, Any]
         runs: dict[str, list[dict[str, Any]]] = {worker.side: [] for worker in workers}
         matmuls: dict[str, list[float]] = {worker.side: [] for worker in workers}
         for _ in range(repeats):
-            for worker in workers:
+            for worker in list(workers):
                 runs[worker.side].append(worker.ask("run"))
-                matmuls[worker.side].append(worker.ask("matmul")["seconds"])
+                if worker.setup["has_matmul"]:
+                    matmuls[worker.side].append(worker.ask("matmul").get("seconds", math.inf))
+                if "skipped" in runs[worker.side][-1]:
+                    results[worker.side] = runs[worker.side][-1]
+                    workers.remove(worker)
         flops = next((worker.setup["flops"] for worker in workers if worker.setup["flops"]), None)
         for worker in workers:
             results[worker.side] = _summary(worker.setup, runs[worker.side], matmuls[worker.side], flops)
@@ -89,34 +110,35 @@ def measure(case: Case, sides: Sequence[str], *, repeats: int) -> dict[str, Any]
         if side != "sdjax" and "skipped" not in result and "skipped" not in ours and ours:
             result["ratio"] = result["seconds"] / ours["seconds"]
             # neighbours in time met the same weather: the median of their ratios is steadier than that of medians
-            result["cpu_ratio"] = result["cpu_seconds"] / ours["cpu_seconds"]
+            if result["cpu_seconds"] and ours["cpu_seconds"]:
+                result["cpu_ratio"] = result["cpu_seconds"] / ours["cpu_seconds"]
             pairs = [theirs / own for theirs, own in zip(result["all_seconds"], ours["all_seconds"], strict=True)]
             result["paired_ratio"] = statistics.median(pairs)
             if result["peak_host_bytes"] > 0:
                 result["memory_ratio"] = ours["peak_host_bytes"] / result["peak_host_bytes"]
-    return {"case": case.as_dict(), "name": str(case), "sides": results}
+    return {"case": case.as_dict(), "name": str(case), "sides": {side: results[side] for side in sides}}
 
 
 def _summary(
     setup: dict[str, Any], runs: Sequence[dict[str, Any]], matmuls: Sequence[float], flops: float | None
 ) -> dict[str, Any]:
     seconds = [run["seconds"] for run in runs]
-    median = statistics.median(seconds)
-    peak = 2 * MATMUL_SIZE**3 / min(matmuls)
+    spread = summary(seconds)
+    computed = [run["cpu_seconds"] for run in runs if run["cpu_seconds"] is not None]
+    speed = None if flops is None else flops / spread.seconds
+    peak = 2 * MATMUL_SIZE**3 / min(matmuls) if matmuls else None
     return {
-        "seconds": median,
-        "least_seconds": min(seconds),
-        "spread": (max(seconds) - min(seconds)) / median,
+        **spread._asdict(),
         "all_seconds": seconds,
         "prepare_seconds": setup["prepare_seconds"],
         "first_seconds": setup["first_seconds"],
         # On a machine that others use too, processor time tells more than the clock; threads that wait count, though.
-        "cpu_seconds": statistics.median(run["cpu_seconds"] for run in runs),
+        "cpu_seconds": statistics.median(computed) if computed else None,
         "peak_host_bytes": runs[-1]["peak_host_bytes"],
         "peak_device_bytes": runs[-1]["peak_device_bytes"],
         "flops": flops,
-        "flops_per_second": None if flops is None else flops / median,
+        "flops_per_second": speed,
         "matmul_flops_per_second": peak,
-        "fraction_of_peak": None if flops is None else flops / median / peak,
+        "fraction_of_peak": speed / peak if speed and peak else None,
         **setup["notes"],
     }

@@ -8,12 +8,11 @@ import importlib
 import json
 import os
 import sys
-import time
-from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import Case, Skipped
+from benchmarks.cases import Case, Prepared, Skipped
 from benchmarks.sides import SIDES
+from sdjax.measuring import peak_bytes, resident_bytes, timed
 
 
 def main(side: str, case: Case) -> None:
@@ -25,50 +24,44 @@ def main(side: str, case: Case) -> None:
         answers.write(json.dumps(fields) + "\n")
         answers.flush()
 
+    prepared: Prepared | None = None
+
+    def prepare() -> None:
+        nonlocal prepared
+        prepared = module.prepare(case)
+
     try:
         module = importlib.import_module(SIDES[side])
-        imported = _status("VmRSS")
-        began = time.perf_counter()
-        prepared = module.prepare(case)
+        imported = resident_bytes()
+        preparing = timed(prepare)
     except (ImportError, Skipped) as reason:
         answer(skipped=str(reason))
         return
-    prepared_seconds = time.perf_counter() - began
-    began = time.perf_counter()
-    prepared.run()
-    answer(
-        prepare_seconds=prepared_seconds,
-        first_seconds=time.perf_counter() - began,
-        flops=prepared.flops,
-        notes=dict(prepared.notes),
-    )
-    for line in sys.stdin:
-        work = prepared.matmul if line.strip() == "matmul" else prepared.run
-        began, computed = time.perf_counter(), time.process_time()
-        work()
+    assert prepared is not None
+    try:
         answer(
-            seconds=time.perf_counter() - began,
-            cpu_seconds=time.process_time() - computed,
-            peak_host_bytes=_status("VmHWM") - imported,
-            peak_device_bytes=_device_peak(side),
+            prepare_seconds=preparing.seconds,
+            first_seconds=timed(prepared.run).seconds,
+            flops=prepared.flops,
+            has_matmul=prepared.matmul is not None,
+            notes=dict(prepared.notes),
         )
-
-
-def _status(field: str) -> int:
-    """A size from Linux's account of this process, in bytes; elsewhere the largest resident set so far."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith(field))
-        return int(line.split()[1]) * 1024
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+        for line in sys.stdin:
+            run = timed(prepared.matmul if line.strip() == "matmul" and prepared.matmul else prepared.run)
+            elsewhere = prepared.peak_bytes
+            answer(
+                seconds=run.seconds,
+                cpu_seconds=run.cpu_seconds if elsewhere is None else None,
+                peak_host_bytes=peak_bytes() - imported if elsewhere is None else elsewhere(),
+                peak_device_bytes=_device_peak(side) if elsewhere is None else None,
+            )
+    finally:
+        prepared.close()
 
 
 def _device_peak(side: str) -> int | None:
     """Peak bytes on the accelerator, where there is one."""
-    if side == "sdjax":
+    if side in ("sdjax", "diffusers-flax"):
         import jax
 
         statistics = jax.local_devices()[0].memory_stats()

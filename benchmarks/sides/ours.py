@@ -1,7 +1,6 @@
 """sdjax itself, through its pure functions."""
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,13 +12,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 import sdjax
 from benchmarks import random_values
-from benchmarks.cases import MATMUL_SIZE, Case, Prepared, Skipped
-from sdjax.batch import Conditioning, seed_keys, stack_tables, start_state
-from sdjax.generation import Tokens, decode, denoise, encode_prompt
-from sdjax.guidance import stage_denoiser
+from benchmarks.cases import FROM_FOLDER, MATMUL_SIZE, Case, Prepared, Skipped
+from benchmarks.sides import served
+from sdjax import bench
+from sdjax.bench import Inputs, Work
+from sdjax.measuring import peak_bytes_of_children
 from sdjax.models import (
     VAE,
-    AddedConditioning,
     CLIPText,
     CLIPTextConfig,
     Definition,
@@ -39,33 +38,22 @@ def prepare(case: Case) -> Prepared:
     """Make a case ready on JAX's default backend."""
     if jax.default_backend() != case.device:
         raise Skipped(f"JAX runs on {jax.default_backend()} here, not on {case.device}")
-    if case.what not in CASES:
-        raise Skipped("sdjax has no such case")
-    return CASES[case.what](case)
-
-
-def _ready(
-    case: Case,
-    function: Callable[..., Any],
-    *arguments: Any,
-    plain: Callable[[Any], Any],
-    notes: Mapping[str, float] | None = None,
-) -> Prepared:
-    """Compile a function of arrays.
-
-    Args:
-        case: what is timed.
-        function: does it.
-        arguments: its arguments.
-        plain: the same work without loops over rows, of the first argument, for counting.
-        notes: what else to report.
-    """
-    began = time.perf_counter()
-    compiled = jax.jit(function).lower(*arguments).compile()
-    notes = {"compile_seconds": time.perf_counter() - began, **(notes or {})}
-    return Prepared(
-        lambda: jax.block_until_ready(compiled(*arguments)), _matmul(case), _flops(plain, arguments[0]), notes
+    if case.what in FROM_FOLDER:
+        if case.folder is None:
+            raise Skipped("there is no folder to read: diffusers, which writes it, is absent")
+        return WITH_FOLDER[case.what](case)
+    parts, work, plain = CASES[case.what]
+    definition, params = build(case, *parts)
+    inputs = bench.random_inputs(
+        definition,
+        list(case.sizes.text_encoders.values()),
+        size=(case.sizes.size, case.sizes.size),
+        batch=case.batch,
+        guidance_scale=case.guidance_scale,
     )
+    ready = work(case, definition, params, inputs)
+    flops = None if plain is None else _flops(partial(plain, definition, inputs), params)
+    return Prepared(ready.run, _matmul(case), flops, ready.notes)
 
 
 def _flops(plain: Callable[[Any], Any], params: Any) -> float | None:
@@ -116,106 +104,42 @@ def _filled(shapes: Any) -> Any:
     return unflatten_dict(leaves)
 
 
-def _text_encoder(case: Case) -> Prepared:
-    definition, params = build(case, "text")
-    tokens = _tokens(case)
-
-    def plain(params: Any) -> Any:
-        encoders = zip(definition.text_encoders, tokens, strict=True)
-        return [bind(encoder, params[name])(x.ids.reshape(-1, x.ids.shape[-1])) for (name, encoder), x in encoders]
-
-    return _ready(case, partial(encode_prompt, definition), params, tokens, plain=plain)
+def _plain_text(definition: Definition, inputs: Inputs, params: Any) -> Any:
+    encoders = zip(definition.text_encoders, inputs.tokens, strict=True)
+    return [bind(encoder, params[name])(x.ids.reshape(-1, x.ids.shape[-1])) for (name, encoder), x in encoders]
 
 
-def _tokens(case: Case) -> list[Tokens]:
-    rows, shape = case.sizes.rows * case.batch, (case.sizes.rows, case.batch, 1, -1)
-    ids = [
-        random_values.token_ids(rows, config["max_position_embeddings"], config["eos_token_id"]).reshape(shape)
-        for config in case.sizes.text_encoders.values()
-    ]
-    return [Tokens(x, np.ones(x.shape, np.float32)) for x in ids]
+def _plain_unet(definition: Definition, inputs: Inputs, params: Any) -> Any:
+    cond, latents = inputs.cond, inputs.latents
+    rows = cond.context.shape[0] * cond.context.shape[1]
+    sample = jnp.broadcast_to(latents[:1], (rows, *latents.shape[1:]))
+    context, added = jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), (cond.context, cond.added))
+    return bind(definition.unet, params["unet"])(sample, jnp.full(rows, bench.TIMESTEP), context, added)
 
 
-def _conditioning(case: Case, definition: Definition) -> Conditioning:
-    sizes, batch = case.sizes, case.batch
-    shape = (sizes.rows, batch)
-    width = definition.unet_config.context_channels
-    weights = np.array([[-6.5], [7.5]] if sizes.guided else [[1.0]], np.float32).repeat(batch, axis=1)
-    added = None
-    if definition.is_xl:
-        pooled = list(sizes.text_encoders.values())[-1]["projection_dim"]
-        ids = np.array([sizes.size, sizes.size, 0, 0, sizes.size, sizes.size], np.float32)
-        added = AddedConditioning(
-            jnp.asarray(random_values.normal((*shape, pooled), 3)), jnp.asarray(np.broadcast_to(ids, (*shape, 6)))
-        )
-    return Conditioning(
-        context=jnp.asarray(random_values.normal((*shape, 77, width), 1), case.dtype),
-        weights=jnp.asarray(weights),
-        keys=jnp.asarray(seed_keys(range(batch))),
-        extra=jnp.zeros((batch, sizes.latent_size, sizes.latent_size, 0), jnp.float32),
-        added=added,
+def _plain_decoder(definition: Definition, inputs: Inputs, params: Any) -> Any:
+    return bind(definition.vae, params["vae"]).decode(inputs.latents)
+
+
+def _picture(case: Case, definition: Definition, params: Any, inputs: Inputs) -> Work:
+    scheduler = sdjax.schedulers.SchedulerConfig.from_dict(SCHEDULER)
+    return bench.picture(definition, params, inputs, scheduler, case.step_count, "ddim")
+
+
+def _loading(case: Case) -> Prepared:
+    return Prepared(bench.loading(case.folder, dtype=case.dtype).run, _matmul(case))
+
+
+def _first_picture(case: Case) -> Prepared:
+    options = ["--guidance", str(case.guidance_scale), "--sampler", "ddim", "--size", str(case.sizes.size)]
+    work = bench.first_picture(
+        str(case.folder),
+        steps=case.step_count,
+        dtype=case.dtype,
+        options=options,
+        keeps_programs=case.what == "first-warm",
     )
-
-
-def _latents(case: Case, definition: Definition) -> Any:
-    channels = definition.vae_config.latent_channels
-    return random_values.normal((case.batch, case.sizes.latent_size, case.sizes.latent_size, channels), 2)
-
-
-def _table(case: Case, steps: int) -> Any:
-    schedule = sdjax.schedulers.table("ddim", sdjax.schedulers.SchedulerConfig.from_dict(SCHEDULER), steps)
-    return stack_tables([schedule] * case.batch, len(schedule.timesteps))
-
-
-def _unet(case: Case) -> Prepared:
-    definition, params = build(case, "unet")
-    cond = _conditioning(case, definition)
-    latents, timesteps = jnp.asarray(_latents(case, definition)), jnp.full(case.batch, 801.0)
-    staged = stage_denoiser(definition, params, cond, latents.shape)
-    prepare = jax.jit(staged.prepare).lower(params, cond).compile()
-    began = time.perf_counter()
-    prepared = jax.block_until_ready(prepare(params, cond))
-    notes = {"once_a_picture_seconds": time.perf_counter() - began}
-    index = jnp.zeros(case.batch, jnp.int32)
-
-    def plain(params: Any) -> Any:
-        rows = case.sizes.rows * case.batch
-        sample, times = (jnp.broadcast_to(x[:1], (rows, *x.shape[1:])) for x in (latents, timesteps))
-        context, added = jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), (cond.context, cond.added))
-        return bind(definition.unet, params["unet"])(sample, times, context, added)
-
-    return _ready(case, staged.predict, params, cond, prepared, index, latents, timesteps, plain=plain, notes=notes)
-
-
-def _vae_decode(case: Case) -> Prepared:
-    definition, params = build(case, "vae")
-    latents = _latents(case, definition)
-
-    def plain(params: Any) -> Any:
-        return bind(definition.vae, params["vae"]).decode(latents)
-
-    return _ready(case, partial(decode, definition), params, latents, plain=plain)
-
-
-def _picture(case: Case) -> Prepared:
-    definition, params = build(case, "unet", "vae", "text")
-    cond, table = _conditioning(case, definition), jax.device_put(_table(case, case.step_count))
-    rows = table.timesteps.shape[1]
-    encoding = jax.jit(partial(encode_prompt, definition))
-    denoising = jax.jit(partial(denoise, definition), donate_argnums=2)
-    decoding = jax.jit(partial(decode, definition))
-    tokens, noise = _tokens(case), _latents(case, definition)
-
-    def run() -> Any:
-        text = encoding(params, tokens)
-        steered = cond._replace(context=text.context)
-        if text.pooled is not None:
-            steered = steered._replace(added=cond.added._replace(text_embeds=text.pooled))
-        state = start_state(np.ones(case.batch, np.float32), noise)
-        state = denoising(params, steered, state, table, np.int32(0), np.int32(rows))
-        return jax.block_until_ready(decoding(params, state[:, 0]))
-
-    return Prepared(run, _matmul(case), None, {})
+    return Prepared(work.run, peak_bytes=peak_bytes_of_children)
 
 
 def _matmul(case: Case) -> Callable[[], object]:
@@ -224,9 +148,21 @@ def _matmul(case: Case) -> Callable[[], object]:
     return lambda: jax.block_until_ready(multiply(left, right))
 
 
-CASES: Mapping[str, Callable[[Case], Prepared]] = {
-    "text-encoder": _text_encoder,
-    "unet": _unet,
-    "vae-decode": _vae_decode,
-    "picture": _picture,
+def _of_models(work: Callable[..., Work]) -> Callable[..., Work]:
+    return lambda case, definition, params, inputs: work(definition, params, inputs)
+
+
+CASES: Mapping[str, tuple[Sequence[str], Callable[..., Work], Callable[..., Any] | None]] = {
+    "text-encoder": (("text",), _of_models(bench.text_encoder), _plain_text),
+    "unet": (("unet",), _of_models(bench.unet_step), _plain_unet),
+    "vae-decode": (("vae",), _of_models(bench.vae_decode), _plain_decoder),
+    "picture": (("unet", "vae", "text"), _picture, None),
+}
+"""The parts that a case needs, its work in `sdjax.bench`, and the same without loops over rows, for counting."""
+
+WITH_FOLDER: Mapping[str, Callable[[Case], Prepared]] = {
+    "load": _loading,
+    "first-cold": _first_picture,
+    "first-warm": _first_picture,
+    "throughput": served.prepare,
 }

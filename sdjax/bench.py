@@ -1,0 +1,228 @@
+"""What can be timed without a peer: each part of drawing, loading, and a new process up to its first picture.
+
+`sdjax bench` times them for a checkpoint, and the benchmarks beside the package for models of any size.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from numpy.typing import NDArray
+
+from sdjax.batch import Conditioning, seed_keys, stack_tables, start_state
+from sdjax.errors import SdjaxError
+from sdjax.generation import Tokens, decode, denoise, encode_prompt
+from sdjax.guidance import stage_denoiser
+from sdjax.models import AddedConditioning, Definition, Params
+from sdjax.pipeline import Pipeline
+from sdjax.schedulers import SchedulerConfig, table
+
+Result = TypeVar("Result")
+
+PROMPT = "a red circle on a blue background"
+TIMESTEP = 801.0
+
+
+class Work(NamedTuple):
+    """Something to time.
+
+    run: does it once, and returns when it is done.
+    notes: seconds of what is done once before, by name.
+    """
+
+    run: Callable[[], object]
+    notes: Mapping[str, float]
+
+
+class Inputs(NamedTuple):
+    """What a model is given: random words, random latents, random encoded prompts for the UNet alone.
+
+    tokens: for each text encoder, (guidance, batch, 1, length).
+    cond: as from encoded prompts, (guidance, batch, tokens, channels) and so on.
+    latents: (batch, height, width, channels) of unit variance.
+    """
+
+    tokens: list[Tokens]
+    cond: Conditioning
+    latents: Array
+
+
+def random_inputs(
+    definition: Definition,
+    text_configs: Sequence[Mapping[str, Any]],
+    *,
+    size: tuple[int, int],
+    batch: int,
+    guidance_scale: float,
+) -> Inputs:
+    """Make inputs for all parts of a checkpoint; their values change no time.
+
+    Args:
+        definition: static.
+        text_configs: the text encoders' config.json, in their order.
+        size: of a picture, (width, height) in pixels.
+        batch: pictures at once.
+        guidance_scale: up to 1 the UNet is called with the prompt alone.
+    """
+    random = np.random.default_rng(0)
+    config, factor = definition.unet_config, definition.vae_config.factor
+    halves = [[1.0 - guidance_scale], [guidance_scale]] if guidance_scale > 1 else [[1.0]]
+    rows = (len(halves), batch)
+    width, height = (side // factor for side in size)
+    channels = definition.vae_config.latent_channels
+
+    def normal(*shape: int) -> Array:
+        return jnp.asarray(random.standard_normal(shape, np.float32))
+
+    length = text_configs[0]["max_position_embeddings"]
+    cond = Conditioning(
+        context=normal(*rows, length, config.context_channels).astype(definition.dtype),
+        weights=jnp.asarray(np.repeat(np.array(halves, np.float32), batch, axis=1)),
+        keys=jnp.asarray(seed_keys(range(batch))),
+        extra=jnp.zeros((batch, height, width, config.in_channels - channels), jnp.float32),
+        added=_added(definition, text_configs[-1], size, normal, rows),
+        timestep_condition=None if config.time_cond_proj_dim is None else normal(*rows, config.time_cond_proj_dim),
+    )
+    tokens = [_words(text, random, rows) for text in text_configs]
+    return Inputs(tokens, cond, normal(batch, height, width, channels))
+
+
+def _added(
+    definition: Definition,
+    text: Mapping[str, Any],
+    size: tuple[int, int],
+    normal: Callable[..., Array],
+    rows: tuple[int, int],
+) -> AddedConditioning | None:
+    config = definition.unet_config
+    if config.projection_input_dim is None or config.addition_time_embed_dim is None:
+        return None
+    pooled = text.get("projection_dim") or text["hidden_size"]
+    ids = (config.projection_input_dim - pooled) // config.addition_time_embed_dim
+    width, height = size
+    row = jnp.asarray([height, width, 0, 0, height, width][:ids], jnp.float32)
+    return AddedConditioning(normal(*rows, pooled), jnp.broadcast_to(row, (*rows, ids)))
+
+
+def _words(text: Mapping[str, Any], random: np.random.Generator, rows: tuple[int, int]) -> Tokens:
+    """Random words that fill their row, closed by the end token, which is the last of every published vocabulary."""
+    end = text["vocab_size"] - 1
+    ids: NDArray[np.int32] = random.integers(1, end, (*rows, 1, text["max_position_embeddings"]), dtype=np.int32)
+    ids[..., -1] = end
+    return Tokens(ids, np.ones(ids.shape, np.float32))
+
+
+def text_encoder(definition: Definition, params: Params, inputs: Inputs) -> Work:
+    """Prompts to hidden states."""
+    return _compiled(partial(encode_prompt, definition), params, inputs.tokens)
+
+
+def unet_step(definition: Definition, params: Params, inputs: Inputs) -> Work:
+    """One denoising step, without what is computed once a picture, which a note has."""
+    cond, latents = inputs.cond, inputs.latents
+    batch = latents.shape[0]
+    staged = stage_denoiser(definition, params, cond, latents.shape)
+    prepare = jax.jit(staged.prepare).lower(params, cond).compile()
+    began = time.perf_counter()
+    prepared = _done(prepare(params, cond))
+    once = time.perf_counter() - began
+    index, timesteps = jnp.zeros(batch, jnp.int32), jnp.full(batch, TIMESTEP)
+    work = _compiled(staged.predict, params, cond, prepared, index, latents, timesteps)
+    return Work(work.run, {**work.notes, "once_a_picture_seconds": once})
+
+
+def vae_decode(definition: Definition, params: Params, inputs: Inputs, tile: int | None = None) -> Work:
+    """Latents to pixels."""
+    return _compiled(partial(decode, definition, tile=tile), params, inputs.latents)
+
+
+def picture(
+    definition: Definition, params: Params, inputs: Inputs, scheduler: SchedulerConfig, steps: int, sampler: str
+) -> Work:
+    """Prompts to pixels, with as many steps of a sampler."""
+    batch = inputs.latents.shape[0]
+    schedule = table(sampler, scheduler, steps)
+    tables = jax.device_put(stack_tables([schedule] * batch, len(schedule.timesteps)))
+    stop = np.int32(len(schedule.step))
+    scale = np.full(batch, schedule.init_noise, np.float32)
+    encoding = jax.jit(partial(encode_prompt, definition))
+    denoising = jax.jit(partial(denoise, definition), donate_argnums=2)
+    decoding = jax.jit(partial(decode, definition))
+
+    def run() -> Array:
+        text = encoding(params, inputs.tokens)
+        cond = inputs.cond._replace(context=text.context)
+        if text.pooled is not None and cond.added is not None:
+            cond = cond._replace(added=cond.added._replace(text_embeds=text.pooled))
+        state = start_state(scale, inputs.latents)
+        state = denoising(params, cond, state, tables, np.int32(0), stop)
+        drawn: Array = _done(decoding(params, state[:, 0]))
+        return drawn
+
+    began = time.perf_counter()
+    run()
+    return Work(run, {"compile_seconds": time.perf_counter() - began})
+
+
+def _done(computed: Result) -> Result:
+    """Wait until arrays are there."""
+    waited: Result = jax.block_until_ready(computed)  # type: ignore[no-untyped-call]
+    return waited
+
+
+def _compiled(function: Callable[..., Any], *arguments: Any) -> Work:
+    began = time.perf_counter()
+    compiled = jax.jit(function).lower(*arguments).compile()
+    seconds = time.perf_counter() - began
+    return Work(lambda: _done(compiled(*arguments)), {"compile_seconds": seconds})
+
+
+def loading(model: str | Path | None, *, dtype: str | None = None, variant: str | None = None) -> Work:
+    """A checkpoint from its files to the device. What was loaded before is let go first."""
+    held: list[Any] = []
+
+    def run() -> None:
+        held.clear()
+        held.append(Pipeline.from_pretrained(model, dtype=dtype, variant=variant))
+        _done(held[0].params)
+
+    return Work(run, {})
+
+
+def first_picture(
+    model: str | Path | None, *, steps: int | None, dtype: str, options: Sequence[str] = (), keeps_programs: bool
+) -> Work:
+    """A new process of `sdjax generate` up to its end.
+
+    Args:
+        model: as `--model` takes it; None is the bundled one.
+        steps: of the sampler; None is the model's own number.
+        dtype: of parameters and arithmetic.
+        options: more of the command's options.
+        keeps_programs: whether a run finds the compiled programs of the one before; else every run compiles.
+    """
+    kept = tempfile.TemporaryDirectory()
+
+    def run() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            # Last, so that what is passed on can't undo it.
+            environment = {**os.environ, "SDJAX_CACHE_DIR": kept.name if keeps_programs else folder}
+            command = [sys.executable, "-m", "sdjax", "generate", PROMPT, "--seed", "0", "--dtype", dtype]
+            command += [] if model is None else ["--model", str(model)]
+            command += [] if steps is None else ["--steps", str(steps)]
+            command += ["--quiet", "-o", str(Path(folder) / "out.png"), *options]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SdjaxError(f"`sdjax generate` failed: {done.stderr.strip()}")
+
+    return Work(run, {})
