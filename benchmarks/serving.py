@@ -63,7 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for load in options.load:
         jobs = arrivals(options.jobs, load * capacity, options.seed)
         for name, serve in ways.items():
-            results.append({"load": load, "way": name, **measured(jobs, serve, alone)})
+            results.append(
+                {"load": "at once" if math.isinf(load) else load, "way": name, **measured(jobs, serve, alone)}
+            )
             print(line(results[-1]), flush=True)
     print(f"all {len(results) * options.jobs} pictures equal those of the jobs alone")
     if options.json:
@@ -215,8 +217,8 @@ def warm_up(pipe: Pipeline, sizes: Iterable[int]) -> dict[int, float]:
 def line(result: Mapping[str, Any]) -> str:
     """A row of the table."""
     times = "  ".join(f"{name} {result[name]:6.2f}" for name in ("mean", "p50", "p95", "p99", "short", "first"))
-    load = "at once" if math.isinf(result["load"]) else f"{result['load']:7.2f}"
-    return f"load {load}  {result['way']:16} {result['pictures_per_second']:6.2f} pictures/s  seconds: {times}"
+    speed = f"{result['pictures_per_second']:6.2f} pictures/s"
+    return f"load {result['load']:>7}  {result['way']:16} {speed}  seconds: {times}"
 
 
 def _parser() -> argparse.ArgumentParser:
