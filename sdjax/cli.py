@@ -14,6 +14,7 @@ import typer
 from sdjax import arguments, bench_cli, jobs_cli
 from sdjax.errors import RequestError, SdjaxError
 from sdjax.terminal import keep_compiled_programs, show, stages
+from sdjax.xla_flags import set_flags
 
 if TYPE_CHECKING:
     from sdjax import Output
@@ -34,6 +35,7 @@ app.command()(bench_cli.bench)
 
 def main() -> NoReturn:
     """Run a command; every failure is one line on standard error."""
+    set_flags()
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
@@ -220,6 +222,7 @@ def version() -> None:
     for package in ("jax", "flax", "numpy"):
         print(f"{package} {version_of(package)}")
     print(f"python {sys.version.split()[0]}")
+    print(f"xla flags {os.environ.get('XLA_FLAGS') or 'none'}")
     print("devices " + ", ".join(str(device) for device in jax.devices()))
 
 
