@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         case = commands.add_parser(what, help=described, description=described)
         case.add_argument("--model", nargs="+", choices=MODELS, default=["bundled"])
         case.add_argument("--batch", nargs="+", type=_count, default=[1], help="pictures at once")
-        case.add_argument("--dtype", nargs="+", choices=("float32", "bfloat16", "float16"), default=["float32"])
+        case.add_argument("--dtype", nargs="+", choices=("float32", "bfloat16", "float16", "int8"), default=["float32"])
         case.add_argument("--device", choices=("cpu", "gpu", "tpu"), default="cpu")
         case.add_argument("--steps", type=_count, help="of a whole picture; the model's own number without it")
         case.add_argument("--peers", nargs="*", choices=[side for side in SIDES if side != "sdjax"], default=[])

@@ -43,6 +43,13 @@ class Case:
         return GUIDANCE_SCALE if self.sizes.guided else 0.0
 
     @property
+    def arithmetic(self) -> str:
+        """The dtype that is computed in: weights of int8 are weights alone, and peers have theirs in this."""
+        if self.dtype != "int8":
+            return self.dtype
+        return "float32" if self.device == "cpu" else "bfloat16"
+
+    @property
     def sizes(self) -> Model:
         """The model's sizes."""
         return MODELS[self.model]

@@ -23,9 +23,9 @@ def with_folder(case: Case, scratch: Path) -> Case:
         return case
     if case.model == "bundled":
         return replace(case, folder=str(BUNDLED))
-    folder = scratch / f"{case.model}-{case.dtype}"
+    folder = scratch / f"{case.model}-{case.arithmetic}"
     if not folder.exists():
-        command = [sys.executable, "-m", "benchmarks.folders", case.model, case.dtype, str(folder)]
+        command = [sys.executable, "-m", "benchmarks.folders", case.model, case.arithmetic, str(folder)]
         if subprocess.run(command, check=False, capture_output=True).returncode:
             return case
     return replace(case, folder=str(folder))

@@ -14,6 +14,7 @@ import typer
 from sdjax import arguments, bench_cli, jobs_cli
 from sdjax.errors import RequestError, SdjaxError
 from sdjax.terminal import keep_compiled_programs, show, stages
+from sdjax.xla_flags import set_flags
 
 if TYPE_CHECKING:
     from sdjax import Output
@@ -34,6 +35,7 @@ app.command()(bench_cli.bench)
 
 def main() -> NoReturn:
     """Run a command; every failure is one line on standard error."""
+    set_flags()
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
@@ -104,6 +106,7 @@ def generate(
     clip_skip: Annotated[int | None, typer.Option(help="Layers of the text encoder to leave out.")] = None,
     chunk: Annotated[bool, typer.Option("--chunk", help="Read long prompts in chunks, uncut.")] = False,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    weights: Annotated[str | None, typer.Option(help="int8: keep them in a quarter of the memory.")] = None,
     variant: Annotated[str | None, typer.Option(help="Of the weight files, such as fp16.")] = None,
     revision: Annotated[str | None, typer.Option(help="A branch, tag or commit of a hub repository.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Ask no network.")] = False,
@@ -145,7 +148,7 @@ def generate(
         from sdjax import Pipeline
 
         pipe = Pipeline.from_pretrained(
-            model, dtype=dtype, variant=variant, revision=revision, local_files_only=offline
+            model, dtype=dtype, weights=weights, variant=variant, revision=revision, local_files_only=offline
         )
         # Everything is checked before the first picture is drawn; each is on disk before the next one is begun.
         seeds = [pipe.resolve(prompt, negative, **{**settings, "seed": seed}).seeds for prompt in wanted]  # type: ignore[arg-type]
@@ -222,6 +225,7 @@ def version() -> None:
     for package in ("jax", "flax", "numpy"):
         print(f"{package} {version_of(package)}")
     print(f"python {sys.version.split()[0]}")
+    print(f"xla flags {os.environ.get('XLA_FLAGS') or 'none'}")
     print("devices " + ", ".join(str(device) for device in jax.devices()))
 
 

@@ -11,6 +11,8 @@ import jax
 from jax import Array
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
+from sdjax.models.quantised import MARK
+
 Known = TypeVar("Known")
 Varying = TypeVar("Varying")
 Result = TypeVar("Result")
@@ -42,22 +44,35 @@ def split(
     count = len(jax.tree.leaves(known))
     at_hand = {*jaxpr.constvars, *jaxpr.invars[:count]}
     available, early = set(at_hand), []
+    restored: set[Any] = set()  # kernels from int8 and what is made of them alone: kept, they would undo the saving
     for equation in jaxpr.eqns:
         if not equation.effects and all(isinstance(v, Literal) or v in available for v in equation.invars):
             available.update(equation.outvars)
             early.append(equation)
-    kept_early, later = set(map(id, early)), {v for v in jaxpr.outvars if not isinstance(v, Literal)}
+            read = [v for v in equation.invars if not isinstance(v, Literal)]
+            if equation.params.get("name") == MARK or (read and restored.issuperset(read)):
+                restored.update(equation.outvars)
+    early_ids = set(map(id, early))
+    later, rest = {v for v in jaxpr.outvars if not isinstance(v, Literal)}, []
     for equation in reversed(jaxpr.eqns):
-        is_early = id(equation) in kept_early
-        is_kept = equation.primitive.name not in CHEAP and all(v.aval.size <= LARGEST_KEPT for v in equation.outvars)
-        if is_early and not is_kept and not later.isdisjoint(equation.outvars):
-            kept_early.discard(id(equation))
-            is_early = False
-        if not is_early:
+        is_early = id(equation) in early_ids
+        is_kept = (
+            equation.primitive.name not in CHEAP
+            and restored.isdisjoint(equation.outvars)
+            and all(v.aval.size <= LARGEST_KEPT for v in equation.outvars)
+        )
+        if not is_early or (not is_kept and not later.isdisjoint(equation.outvars)):
             later.update(v for v in equation.invars if not isinstance(v, Literal))
-    first = [equation for equation in jaxpr.eqns if id(equation) in kept_early]
-    rest = [equation for equation in jaxpr.eqns if id(equation) not in kept_early]
-    kept = [v for equation in first for v in equation.outvars if v in later]
+            rest.append(equation)
+    rest.reverse()
+    made_later = {v for equation in rest for v in equation.outvars}
+    kept = [v for equation in early for v in equation.outvars if v in later and v not in made_later]
+    sooner, first = set(kept), []
+    for equation in reversed(early):
+        if not sooner.isdisjoint(equation.outvars):
+            sooner.update(v for v in equation.invars if not isinstance(v, Literal))
+            first.append(equation)
+    first.reverse()
 
     def run(inputs: Sequence[Any], outputs: Sequence[Any], equations: Sequence[Any]) -> Callable[..., list[Array]]:
         part = Jaxpr(jaxpr.constvars, inputs, outputs, equations, debug_info=jaxpr.debug_info)

@@ -90,7 +90,7 @@ def test_a_peak_that_is_forgotten_does_not_come_back():
     assert measuring.peak_bytes() < before - 100 * 2**20
 
 
-HEAVY = {"jax", "jaxlib", "flax", "numpy", "scipy", "PIL", "tokenizers", "huggingface_hub", "starlette", "pydantic"}
+HEAVY = {"jax", "jaxlib", "flax", "numpy", "scipy", "PIL", "tokenizers", "huggingface_hub", "starlette", "uvicorn"}
 
 
 @pytest.mark.parametrize(

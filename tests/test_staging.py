@@ -44,3 +44,13 @@ def test_derivatives_pass_through_both_parts():
         jax.grad(staged)(KNOWN, VARYING),
         jax.grad(total)(KNOWN, VARYING),
     )
+
+
+def test_what_is_not_kept_is_made_on_both_sides_where_both_need_it():
+    def uses_twice(known, varying):
+        turned = known["matrix"].T  # cheap, so not kept
+        return varying @ turned + jnp.exp(turned).sum()
+
+    early, late = split(uses_twice, KNOWN, VARYING)
+    assert [x.shape for x in early(KNOWN)] == [()]
+    np.testing.assert_allclose(late(KNOWN, early(KNOWN), VARYING), uses_twice(KNOWN, VARYING), rtol=1e-6)

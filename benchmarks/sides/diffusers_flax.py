@@ -37,20 +37,20 @@ def prepare(case: Case) -> Prepared:
 
 
 def _normal(shape: tuple[int, ...], offset: int, case: Case) -> jax.Array:
-    return jnp.asarray(random_values.normal(shape, offset), case.dtype)
+    return jnp.asarray(random_values.normal(shape, offset), case.arithmetic)
 
 
 def _model(kind: Any, config: Mapping[str, Any], case: Case) -> tuple[Any, Any]:
     """A model and random parameters."""
     accepted = {key: value for key, value in config.items() if key in kind.__dataclass_fields__}
     accepted = {key: tuple(value) if isinstance(value, list) else value for key, value in accepted.items()}
-    model = kind(**accepted, dtype=jnp.dtype(case.dtype))
+    model = kind(**accepted, dtype=jnp.dtype(case.arithmetic))
     shapes = jax.eval_shape(model.init_weights, jax.random.key(0))
     leaves = {}
     for offset, (path, leaf) in enumerate(flatten_dict(shapes).items()):
         fan_in = leaf.size // leaf.shape[-1] if path[-1] == "kernel" else leaf.shape[-1]
         value = random_values.weight(leaf.shape, fan_in, offset, is_scale=path[-1] == "scale")
-        leaves[path] = jnp.asarray(value, case.dtype)
+        leaves[path] = jnp.asarray(value, case.arithmetic)
     return model, unflatten_dict(leaves)
 
 
@@ -63,7 +63,7 @@ def _inputs(case: Case) -> tuple[jax.Array, jax.Array, dict[str, jax.Array] | No
     if unet.get("addition_embed_type"):
         width = list(case.sizes.text_encoders.values())[-1]["projection_dim"]
         size = float(case.sizes.size)
-        ids = jnp.tile(jnp.array([size, size, 0, 0, size, size], case.dtype), (rows, 1))
+        ids = jnp.tile(jnp.array([size, size, 0, 0, size, size], case.arithmetic), (rows, 1))
         added = {"text_embeds": _normal((rows, width), 3, case), "time_ids": ids}
     return latents, context, added
 

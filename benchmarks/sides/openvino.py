@@ -61,7 +61,7 @@ def _compiled(model: torch.nn.Module, inputs: tuple[Any, ...], case: Case) -> Ca
     """Convert for the inputs' shapes and compile: a function of NumPy arrays, to the first output or all of them."""
     converted = openvino.convert_model(model, example_input=inputs, input=[list(x.shape) for x in inputs])
     # Unasked, OpenVINO computes in bfloat16 where the processor can.
-    ready = openvino.compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": PRECISION[case.dtype]})
+    ready = openvino.compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": PRECISION[case.arithmetic]})
     request = ready.create_infer_request()
 
     def call(*arrays: Any) -> Any:

@@ -29,15 +29,20 @@ from sdjax.models import (
     bind,
     convolution,
     define,
+    quantise,
 )
+from sdjax.xla_flags import set_flags
 
 SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
 
 
 def prepare(case: Case) -> Prepared:
     """Make a case ready on JAX's default backend."""
+    set_flags()
     if jax.default_backend() != case.device:
         raise Skipped(f"JAX runs on {jax.default_backend()} here, not on {case.device}")
+    if case.what in FROM_FOLDER and case.dtype == "int8":
+        raise Skipped("int8 weights are timed in the parts of drawing")
     if case.what in FROM_FOLDER:
         if case.folder is None:
             raise Skipped("there is no folder to read: diffusers, which writes it, is absent")
@@ -73,7 +78,7 @@ def _flops(plain: Callable[[Any], Any], params: Any) -> float | None:
 
 def build(case: Case, *parts: str) -> tuple[Definition, Any]:
     """A definition and random parameters of the named parts ("unet", "vae", "text"), the others without weights."""
-    sizes, dtype = case.sizes, case.dtype
+    sizes, dtype = case.sizes, case.arithmetic
     models: dict[str, tuple[Any, Any]] = {
         "unet": (UNet, UNetConfig.from_dict(sizes.unet)),
         "vae": (VAE, VAEConfig.from_dict(sizes.vae)),
@@ -92,7 +97,7 @@ def build(case: Case, *parts: str) -> tuple[Definition, Any]:
         vae_config=models["vae"][1],
         dtype=dtype,
     )
-    return definition, FrozenDict(params)
+    return definition, quantise(FrozenDict(params)) if case.dtype == "int8" else FrozenDict(params)
 
 
 def _filled(shapes: Any) -> Any:
@@ -143,7 +148,7 @@ def _first_picture(case: Case) -> Prepared:
 
 
 def _matmul(case: Case) -> Callable[[], object]:
-    left, right = (jnp.asarray(random_values.normal((MATMUL_SIZE, MATMUL_SIZE), i), case.dtype) for i in range(2))
+    left, right = (jnp.asarray(random_values.normal((MATMUL_SIZE, MATMUL_SIZE), i), case.arithmetic) for i in range(2))
     multiply = jax.jit(jnp.matmul)
     return lambda: jax.block_until_ready(multiply(left, right))
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from sdjax.errors import CheckpointError, RequestError
 from sdjax.loading.weights import LeafPath, tensor_name, to_torch
-from sdjax.models import Params
+from sdjax.models import Params, is_quantised
 
 Factor: TypeAlias = tuple[ArrayLike, ...]
 """A matrix or kernel: itself; or a (out, rank) times b (rank, in...); or, with a core between them as in Tucker's
@@ -112,6 +112,7 @@ def apply_lora(params: Params, adapters: Sequence[tuple[Adapter, float]]) -> Par
     present = [(adapter, weight) for adapter, weight in together.values() if weight != 0]
     if not present:
         return params
+    refuse_int8(params)
     leaves = flatten_dict(params)
     terms: dict[LeafPath, list[tuple[Change, float]]] = {}
     for adapter, weight in present:
@@ -121,6 +122,19 @@ def apply_lora(params: Params, adapters: Sequence[tuple[Adapter, float]]) -> Par
     # Leaf by leaf, so that no more than one is in memory in float32.
     changed = {path: _merged(leaves[path], added, is_kernel=path[-1] == "kernel") for path, added in terms.items()}
     return FrozenDict(unflatten_dict({**leaves, **changed}))
+
+
+def refuse_int8(params: Params) -> None:
+    """Refuse weights that nothing can be added to.
+
+    Raises:
+        RequestError: kernels are stored as int8.
+    """
+    if is_quantised(params):
+        raise RequestError(
+            "loras can't be added to weights that are stored as int8, which would round most of them away: load the "
+            "model without weights='int8', or save it with its adapters merged first"
+        )
 
 
 def checked_weight(weight: object, name: str) -> float:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from sdjax.errors import CheckpointError, RequestError
-from sdjax.loading.lora import Adapter, apply_lora, checked_weight
+from sdjax.loading.lora import Adapter, apply_lora, checked_weight, refuse_int8
 from sdjax.loading.lora_file import read_lora
 from sdjax.models import Params
 
@@ -42,7 +42,10 @@ def lora_merger(params: Params) -> Callable[[Loras], Params]:
 
     def merged(loras: Loras) -> Params:
         stamped = tuple((path, _stamp(path), weight) for path, weight in checked_loras(loras))
-        return merge(stamped) if stamped else params
+        if not stamped:
+            return params
+        refuse_int8(params)
+        return merge(stamped)
 
     return merged
 

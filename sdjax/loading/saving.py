@@ -15,7 +15,7 @@ from sdjax.loading.checkpoint import TEXT_ENCODERS, Checkpoint
 from sdjax.loading.folder import STEMS
 from sdjax.loading.tokenizer import ClipTokenizer
 from sdjax.loading.weights import tensor_name, to_torch
-from sdjax.models import Params
+from sdjax.models import Params, is_quantised
 
 INDEX = "model_index.json"
 
@@ -30,8 +30,10 @@ def save_folder(checkpoint: Checkpoint, folder: Path) -> None:
     not stay beside the new weights), and whatever else it holds is left alone.
 
     Raises:
-        CheckpointError: `folder` is a file.
+        CheckpointError: `folder` is a file, or the weights are stored as int8.
     """
+    if is_quantised(checkpoint.params):
+        raise CheckpointError("weights that are stored as int8 have no place in this layout: save the model without")
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"{folder} is a file, and a checkpoint is saved as a folder")
     folder.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from sdjax.errors import CheckpointError
+from sdjax.loading.mapped import MappedFile, in_order, laid_out
 from sdjax.models import Params
 
 LeafPath: TypeAlias = tuple[str | int, ...]
@@ -212,7 +213,7 @@ def fill(shapes: Params, tensors: Mapping[str, Tensor], *, component: str, place
     if unknown := [name for name in tensors if name not in wanted]:
         raise CheckpointError(f"{where} holds {_some(unknown)}, which its config has no place for")
     for name, path in wanted.items():
-        shape = to_torch(path, np.broadcast_to(np.float32(0), leaves[path].shape)).shape
+        shape = to_torch(path, _empty(leaves[path])).shape
         if _trimmed(tensors[name].shape) != _trimmed(shape):
             raise CheckpointError(f"{where}: {name} has shape {tensors[name].shape}, and its config asks for {shape}")
         if tensors[name].dtype not in FLOATS:
@@ -220,13 +221,25 @@ def fill(shapes: Params, tensors: Mapping[str, Tensor], *, component: str, place
                 f"{where}: {name} is stored as {tensors[name].dtype}, and only {', '.join(FLOATS)} are read: "
                 "quantized numbers mean nothing without their scales"
             )
-    filled = {}
-    for name, array in _read({name: tensors[name] for name in wanted}):
-        path = wanted[name]
-        shape = to_torch(path, np.broadcast_to(np.float32(0), leaves[path].shape)).shape
-        leaf = from_torch(path, array.reshape(shape))
-        filled[path] = place(path, _cast(leaf, leaves[path].dtype, f"{where}: {name}"))
+
+    def read(task: tuple[MappedFile, str]) -> tuple[LeafPath, NDArray[Any]]:
+        file, name = task
+        path, tensor = wanted[name], tensors[name]
+        stored = file.view(tensor.name)
+        array = stored if tensor.view is None else tensor.view(stored)
+        leaf = from_torch(path, array.reshape(to_torch(path, _empty(leaves[path])).shape))
+        cast = _cast(leaf, leaves[path].dtype, f"{where}: {name}")
+        file.let_go(tensor.name)
+        return path, cast
+
+    in_turn = _by_place({name: tensors[name] for name in wanted})
+    filled = {path: place(path, array) for path, array in in_order(read, in_turn)}
     return FrozenDict(unflatten_dict(filled))
+
+
+def _empty(leaf: Any) -> NDArray[Any]:
+    """An array of a leaf's shape that takes no memory."""
+    return np.broadcast_to(np.float32(0), leaf.shape)
 
 
 def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -235,27 +248,25 @@ def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _cast(leaf: NDArray[Any], dtype: Any, what: str) -> NDArray[Any]:
-    """Convert; infinities that the file holds stay, and new ones are refused."""
-    with np.errstate(over="ignore"):
-        cast = leaf.astype(dtype)
-    if cast.dtype != leaf.dtype and (np.isinf(cast) & ~np.isinf(leaf)).any():
+    """Convert into memory of its own; infinities that the file holds stay, and new ones are refused."""
+    cast = laid_out(leaf, dtype)
+    if cast.dtype != leaf.dtype and np.isinf(cast).any() and (np.isinf(cast) & ~np.isinf(leaf)).any():
         raise CheckpointError(
             f"{what} holds numbers that are too large for {dtype}; bfloat16 and float32 reach further"
         )
     return cast
 
 
-def _read(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Read tensors file by file, one at a time."""
-    by_file: dict[Path, list[tuple[str, Tensor]]] = {}
+def _by_place(tensors: Mapping[str, Tensor]) -> Iterator[tuple[MappedFile, str]]:
+    """The tensors file by file, in the order in which they lie there; the system is told of each."""
+    by_file: dict[Path, list[str]] = {}
     for name, tensor in tensors.items():
-        by_file.setdefault(tensor.file, []).append((name, tensor))
-    for file, members in by_file.items():
-        # A mapped file's pages would count as this process's memory beside the copies, up to the whole file's size.
-        with safe_open(file, "np", backend="pread") as opened:
-            for name, tensor in members:
-                stored = opened.get_tensor(tensor.name)
-                yield name, stored if tensor.view is None else tensor.view(stored)
+        by_file.setdefault(tensor.file, []).append(name)
+    for path, names in by_file.items():
+        file = MappedFile(path)
+        for name in sorted(names, key=lambda name: file.place(tensors[name].name)):
+            file.expect(tensors[name].name)
+            yield file, name
 
 
 def _some(names: Iterable[str]) -> str:

@@ -4,6 +4,7 @@ from sdjax.models.clip import CLIPText, CLIPTextConfig, TextEncoding
 from sdjax.models.controlnet import ControlNet, ControlNetConfig
 from sdjax.models.definition import Definition, Params, bind, define, initialise
 from sdjax.models.layers import timestep_embedding
+from sdjax.models.quantised import Quantised, is_quantised, quantise
 from sdjax.models.unet import AddedConditioning, UNet, UNetConfig
 from sdjax.models.vae import VAE, Moments, VAEConfig
 
@@ -17,6 +18,7 @@ __all__ = [
     "Definition",
     "Moments",
     "Params",
+    "Quantised",
     "TextEncoding",
     "UNet",
     "UNetConfig",
@@ -24,5 +26,7 @@ __all__ = [
     "bind",
     "define",
     "initialise",
+    "is_quantised",
+    "quantise",
     "timestep_embedding",
 ]

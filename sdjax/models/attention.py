@@ -12,6 +12,7 @@ from flax import nnx
 from jax import Array, lax
 from typing_extensions import Unpack
 
+from sdjax.models import flash
 from sdjax.models.layers import Conv, GroupNorm, Identity, Setup
 
 QUERIES_AT_ONCE, KEYS_AT_ONCE = 256, 1024
@@ -33,7 +34,7 @@ def attention(query: Array, key: Array, value: Array, *, causal: bool = False) -
         (batch, queries, heads, channels) in the query's dtype.
     """
     if jax.default_backend() != "cpu":
-        return jax.nn.dot_product_attention(query, key, value, is_causal=causal)
+        return flash.attend(query, key, value, causal=causal)
     if not causal and query.shape[1] * key.shape[1] > SHORT:
         return _attention_by_head(query, key, value)
     scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)

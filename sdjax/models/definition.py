@@ -13,11 +13,14 @@ from jax.typing import DTypeLike
 
 from sdjax.models.clip import CLIPText
 from sdjax.models.controlnet import ControlNet
+from sdjax.models.quantised import dequantised
 from sdjax.models.unet import UNet, UNetConfig
 from sdjax.models.vae import VAE, VAEConfig
 
 Params: TypeAlias = FrozenDict[Any, Any]
-"""A nested immutable mapping whose leaves are arrays; a path joined with dots is the checkpoint's name."""
+"""A nested immutable mapping whose leaves are arrays; a path joined with dots is the checkpoint's name.
+
+A large kernel may be `Quantised` instead of an array."""
 
 Module = TypeVar("Module", bound=nnx.Module)
 Config = TypeVar("Config")
@@ -57,7 +60,7 @@ def initialise(model: Callable[..., Module], config: Any, *, dtype: DTypeLike, s
 
 def bind(definition: "nnx.GraphDef[Module]", params: Params) -> Module:
     """Put parameters back into a definition: a module to call, cheap enough to make inside every traced function."""
-    module: Module = nnx.merge(definition, unfreeze(params))
+    module: Module = nnx.merge(definition, dequantised(unfreeze(params)))
     return module
 
 

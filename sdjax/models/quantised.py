@@ -1,0 +1,106 @@
+"""Weights in a quarter of their memory: kernels as int8 with a scale for each output channel.
+
+Only the weights are stored so; arithmetic is what it was. A kernel becomes floating-point numbers again where a model
+is put together (`bind`), inside the traced function, so that no more than a layer's need be in memory at a time.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.core import FrozenDict
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax import Array
+from jax.typing import ArrayLike
+
+LEVELS = 127
+LEAST = 2**12
+"""Numbers in a kernel from which on it is stored as int8: smaller ones take no memory to speak of."""
+MARK = "dequantised"
+"""The name, in a traced program, of what makes floating-point numbers of a kernel (`sdjax.staging` looks for it)."""
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("values", "scale"), meta_fields=("dtype",))
+@dataclass(frozen=True)
+class Quantised:
+    """A kernel, about `values * scale`: a pytree node in the place of the array.
+
+    Attributes:
+        values: int8, of the kernel's shape (..., in, out), from -127 to 127.
+        scale: (out,) float32.
+        dtype: of the kernel that it stands for.
+    """
+
+    values: Array
+    scale: Array
+    dtype: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the kernel."""
+        return self.values.shape
+
+
+def quantise_kernel(kernel: ArrayLike) -> Quantised:
+    """Round to the nearest of 255 levels, symmetric about 0, of each output channel (the last axis); on the host.
+
+    The error is at most half a level, 1/254 of the channel's largest weight.
+    """
+    given = np.asarray(kernel)
+    wide = given.astype(np.float32)
+    largest = np.abs(wide).max(tuple(range(wide.ndim - 1)))
+    scale = np.where(largest > 0, largest / LEVELS, 1).astype(np.float32)
+    wide /= scale
+    values = np.rint(wide, out=wide).astype(np.int8)
+    return Quantised(jax.device_put(values), jax.device_put(scale), given.dtype.name)
+
+
+def is_quantised(params: Any) -> bool:
+    """Whether any kernel of a tree is stored as int8."""
+    return any(isinstance(leaf, Quantised) for leaf in jax.tree.leaves(params, is_leaf=_is_node))
+
+
+def is_large_kernel(path: Sequence[str | int], shape: Sequence[int]) -> bool:
+    """Whether `quantise` stores a leaf as int8: large kernels, but none of an autoencoder, whose errors are seen."""
+    size = 1
+    for side in shape:
+        size *= side
+    return path[0] != "vae" and path[-1] == "kernel" and size >= LEAST
+
+
+def quantise(params: "FrozenDict[Any, Any]") -> "FrozenDict[Any, Any]":
+    """Store the large kernels of a whole checkpoint's denoiser and text encoders as int8.
+
+    Args:
+        params: {"unet": ..., "vae": ..., "text_encoder": ..., ...}.
+
+    Returns:
+        The same tree with a `Quantised` in the place of each such kernel; all else is the very same arrays.
+    """
+    leaves = flatten_dict(params)
+    stored = {
+        path: quantise_kernel(leaf) if not isinstance(leaf, Quantised) and is_large_kernel(path, leaf.shape) else leaf
+        for path, leaf in leaves.items()
+    }
+    return FrozenDict(unflatten_dict(stored))
+
+
+def dequantised(params: Any) -> Any:
+    """The same tree with arrays alone."""
+    return jax.tree.map(lambda leaf: _restored(leaf) if _is_node(leaf) else leaf, params, is_leaf=_is_node)
+
+
+def _is_node(leaf: Any) -> bool:
+    return isinstance(leaf, Quantised)
+
+
+def _multiplied(kernel: Quantised) -> Array:
+    return (kernel.values.astype(jnp.float32) * kernel.scale).astype(kernel.dtype)
+
+
+_multiplied.__name__ = MARK
+_restored = jax.jit(_multiplied)

@@ -1,0 +1,93 @@
+"""Weights as int8: how far off they are, what they save, and what they refuse."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+import sdjax
+import sdjax.sharding
+from sdjax import bench
+from sdjax.errors import CheckpointError, RequestError
+from sdjax.guidance import stage_denoiser
+from sdjax.models import Quantised, is_quantised, quantise
+from sdjax.models.quantised import dequantised, quantise_kernel
+
+PROMPT = "a red circle on a blue background"
+
+
+@pytest.fixture(scope="module")
+def pipes():
+    return sdjax.Pipeline.from_pretrained(), sdjax.Pipeline.from_pretrained(weights="int8")
+
+
+def nbytes(params):
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_kernel_is_off_by_at_most_half_a_level_of_its_channel(dtype):
+    kernel = np.random.default_rng(0).standard_normal((3, 3, 8, 16)).astype(np.float32)
+    kernel *= np.geomspace(1e-3, 1e3, 16, dtype=np.float32)
+    kernel[..., 5] = 0
+    stored = quantise_kernel(jnp.asarray(kernel, dtype))
+    assert (stored.values.dtype, stored.scale.shape, stored.shape) == (np.int8, (16,), kernel.shape)
+    exact = np.asarray(jnp.asarray(kernel, dtype), np.float32)
+    restored = np.asarray(dequantised({"kernel": stored})["kernel"])
+    assert restored.dtype == jnp.dtype(dtype)
+    level = np.abs(exact).max((0, 1, 2)) / 127
+    rounding = {"float32": 1e-6, "bfloat16": 2**-8}[dtype] * np.abs(exact)
+    assert (np.abs(restored.astype(np.float32) - exact) <= 0.501 * level + rounding).all()
+    assert (restored[..., 5] == 0).all()
+
+
+def test_only_large_kernels_of_denoiser_and_text_encoders_change(pipes):
+    plain, stored = (flatten_dict(pipe.params) for pipe in pipes)
+    assert plain.keys() == stored.keys()
+    kinds = {path for path, leaf in stored.items() if isinstance(leaf, Quantised)}
+    assert {path[0] for path in kinds} == {"unet", "text_encoder"}
+    assert {path[-1] for path in kinds} == {"kernel"}
+    assert not is_quantised(pipes[0].params)
+    assert nbytes(pipes[1].params["unet"]) < 0.28 * nbytes(pipes[0].params["unet"])
+
+
+def test_loading_as_int8_is_loading_and_then_quantising(pipes):
+    jax.tree.map(np.testing.assert_array_equal, pipes[1].params, quantise(pipes[0].params))
+
+
+def test_a_picture_stays_what_it_was(pipes):
+    plain, stored = (pipe(PROMPT, seed=3, steps=10, output="numpy").images for pipe in pipes)
+    assert np.abs(stored - plain).mean() < 0.02
+    assert stored[0, 0, 0, 2] > 0.6 > stored[0, 0, 0, 0]  # blue corners
+
+
+def test_no_kernel_is_kept_as_floating_point_numbers_through_the_loop(pipes):
+    definition, params = pipes[1].definition, pipes[1].params
+    configs = [pipes[1].checkpoint.configs["text_encoder"]]
+    inputs = bench.random_inputs(definition, configs, size=(64, 64), batch=1, guidance_scale=3.0)
+    prepare = stage_denoiser(definition, params, inputs.cond, inputs.latents.shape).prepare
+    weights, still = jax.eval_shape(prepare, params, inputs.cond)
+    assert all(x.ndim == 1 for x in weights)  # no kernel's transform
+    assert still  # while keys and values of the text are
+    tokens = inputs.cond.context.shape[2]
+    assert any(tokens in x.shape for x in still)
+
+
+@pytest.mark.parametrize(
+    ("action", "error", "said"),
+    [
+        (lambda pipe, folder: pipe(PROMPT, loras=[(folder, 1.0)]), RequestError, "stored as int8"),
+        (lambda pipe, folder: pipe.save_pretrained(folder / "saved"), CheckpointError, "stored as int8"),
+        (
+            lambda *_: sdjax.Pipeline.from_pretrained(weights="int8", mesh=sdjax.sharding.make_mesh()),
+            RequestError,
+            "single device",
+        ),
+        (lambda *_: sdjax.Pipeline.from_pretrained(weights="int4"), RequestError, "'int8' or None, not 'int4'"),
+    ],
+)
+def test_what_needs_the_weights_themselves_is_refused(pipes, tmp_path, action, error, said):
+    with pytest.raises(error, match=said):
+        action(pipes[1], tmp_path)
+    assert not any(tmp_path.iterdir())
