@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdjax.models.exponential import exp_of_negative
@@ -12,6 +12,7 @@ from sdjax.models.exponential import exp_of_negative
 SMALLEST = float(np.finfo(np.float32).tiny)
 
 
+@settings(deadline=None)
 @given(x=st.floats(-87.0, 0.0, width=32))
 def test_it_is_the_exponential_to_float32s_precision(x):
     assert float(exp_of_negative(jnp.float32(x))) == pytest.approx(np.exp(x), rel=2.5e-7 - 1.2e-7 * x)
