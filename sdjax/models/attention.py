@@ -13,9 +13,10 @@ from jax import Array, lax
 from typing_extensions import Unpack
 
 from sdjax.models import flash
+from sdjax.models.exponential import exp_of_negative
 from sdjax.models.layers import Conv, GroupNorm, Identity, Setup
 
-QUERIES_AT_ONCE, KEYS_AT_ONCE = 256, 1024
+QUERIES_AT_ONCE, KEYS_AT_ONCE = 1024, 256
 """Queries and keys of one head that are scored at once on a CPU: their scores stay in its cache."""
 SHORT = 2**14
 """Scores of a head up to which a CPU computes all heads at once."""
@@ -62,7 +63,8 @@ def _attention_by_head(query: Array, key: Array, value: Array) -> Array:
         seen: Array = lax.map(lambda block: _attend(block, k, v), q.reshape(blocks, rows, channels))
         return seen
 
-    heads_apart = tuple(x.swapaxes(1, 2).reshape(batch * heads, -1, channels) for x in (padded, key, value))
+    with_ones = jnp.pad(value, _behind(3, 1), constant_values=1)
+    heads_apart = tuple(x.swapaxes(1, 2).reshape(batch * heads, x.shape[1], -1) for x in (padded, key, with_ones))
     out: Array = lax.map(one_head, heads_apart)
     return out.reshape(batch, heads, blocks * rows, channels)[:, :, :queries].swapaxes(1, 2)
 
@@ -70,29 +72,32 @@ def _attention_by_head(query: Array, key: Array, value: Array) -> Array:
 class _Softmax(NamedTuple):
     """A softmax's average over the keys seen so far: the largest score, and sums of weights relative to it.
 
-    The online softmax of Milakov and Gimelshein (2018, arXiv 1805.02867).
+    The online softmax of Milakov and Gimelshein (2018, arXiv 1805.02867). The last column of `weighted` is of values
+    that are all one: the sum of the weights, which costs next to nothing within the product.
     """
 
     largest: Array
-    total: Array
     weighted: Array
 
     def update(self, scores: Array, value: Array) -> "_Softmax":
         # Any shift cancels out, in the derivative too.
         largest = jnp.maximum(self.largest, lax.stop_gradient(scores).max(1, keepdims=True))
-        weights, kept = jnp.exp(scores - largest), jnp.exp(self.largest - largest)
+        weights, kept = exp_of_negative(scores - largest), exp_of_negative(self.largest - largest)
         weighted = jnp.matmul(weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
-        return _Softmax(largest, kept * self.total + weights.sum(1, keepdims=True), kept * self.weighted + weighted)
+        return _Softmax(largest, kept * self.weighted + weighted)
 
 
 def _attend(query: Array, key: Array, value: Array) -> Array:
-    """One head's queries (rows, channels), already scaled, over its keys and values (keys, channels)."""
+    """One head's queries (rows, channels), already scaled, over its keys (keys, channels) and values, the last one 1.
+
+    value: (keys, channels + 1). Returns (rows, channels).
+    """
     count = key.shape[0]
     blocks = -(-count // KEYS_AT_ONCE)
     size = -(-count // blocks)
     missing = blocks * size - count
     nothing = jnp.zeros((query.shape[0], 1), jnp.float32)
-    start = _Softmax(nothing - jnp.inf, nothing, jnp.zeros(query.shape, jnp.float32))
+    start = _Softmax(nothing - jnp.inf, jnp.zeros((query.shape[0], value.shape[1]), jnp.float32))
 
     def update(state: _Softmax, block: tuple[Array, Array, Array]) -> tuple[_Softmax, None]:
         index, k, v = block
@@ -106,7 +111,7 @@ def _attend(query: Array, key: Array, value: Array) -> Array:
         end, _ = update(start, (jnp.int32(0), key, value))
     else:
         end, _ = lax.scan(update, start, (jnp.arange(blocks), keys, values))
-    return (end.weighted / end.total).astype(value.dtype)
+    return (end.weighted[:, :-1] / end.weighted[:, -1:]).astype(value.dtype)
 
 
 def _behind(axis: int, count: int, axes: int = 4) -> list[tuple[int, int]]:
@@ -135,6 +140,12 @@ class Attention(nnx.Module):
         return self.to_out[0](attention(query, key, value).reshape(x.shape))
 
 
+def gated(x: Array) -> Array:
+    """Multiply the first half of the channels by the GELU of the other: (..., 2 * hidden) to (..., hidden)."""
+    linear, gate = jnp.split(x, 2, axis=-1)
+    return linear * jax.nn.gelu(gate, approximate=False)
+
+
 class GEGLU(nnx.Module):
     """A gated linear unit with an exact GELU gate (Shazeer 2020, arXiv 2002.05202)."""
 
@@ -143,8 +154,7 @@ class GEGLU(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """Map (..., channels) to (..., hidden)."""
-        linear, gate = jnp.split(self.proj(x), 2, axis=-1)
-        return linear * jax.nn.gelu(gate, approximate=False)
+        return gated(self.proj(x))
 
 
 class FeedForward(nnx.Module):
