@@ -518,7 +518,7 @@ def test_a_size_that_was_not_foreseen_is_compiled_beside_the_others(pipe, store,
     compile_program, go = Programs.compile, threading.Event()
 
     def slow_compiler(self, key, row, size):
-        assert go.wait(60)
+        assert go.wait(300)
         compile_program(self, key, row, size)
 
     monkeypatch.setattr(Programs, "compile", slow_compiler)
