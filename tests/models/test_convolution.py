@@ -48,6 +48,7 @@ def test_any_size_gives_what_pytorch_gives(form, shape, strip, seed):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(convolution, "choose", lambda *_, **__: form)
         patch.setattr(convolution, "TILES_AT_ONCE", strip)
+        patch.setattr(convolution, "TILES_OF_STRIP", strip)
         output = convolved(x, kernel)
     truth = torch.nn.functional.conv2d(
         torch.from_numpy(x.transpose(0, 3, 1, 2)).double(),
@@ -60,6 +61,7 @@ def test_any_size_gives_what_pytorch_gives(form, shape, strip, seed):
 @pytest.mark.parametrize("strip", [4, 4096])
 def test_derivatives_are_those_of_xlas_own_convolution(form, strip, monkeypatch):
     monkeypatch.setattr(convolution, "TILES_AT_ONCE", strip)
+    monkeypatch.setattr(convolution, "TILES_OF_STRIP", strip)
     x, kernel = arrays(3, 2, 11, 9, 5, 7)
     cotangent = np.random.default_rng(4).standard_normal((2, 11, 9, 7), np.float32)
 
