@@ -95,3 +95,19 @@ def test_accelerators_keep_their_own_convolution(backend, kernel):
 @pytest.mark.parametrize(("stride", "padding"), [(2, (1, 1)), (2, (0, 1)), (1, (0, 0))])
 def test_only_plain_3x3_convolutions_take_another_form(stride, padding):
     assert choose((64, 64), (3, 3, 320, 320), stride=stride, padding=padding, backend="cpu") is Form.DIRECT
+
+
+@pytest.mark.parametrize(
+    ("side", "narrow", "wide", "expected"),
+    [
+        (64, 320, 320, Form.WINOGRAD_4),
+        (32, 1280, 640, Form.WINOGRAD_2),
+        (16, 1280, 1280, Form.WINOGRAD_2),
+        (16, 2560, 1280, Form.COLUMNS),
+        (8, 1280, 1280, Form.COLUMNS),
+        (512, 256, 128, Form.WINOGRAD_4),
+        (512, 128, 128, Form.DIRECT),
+    ],
+)
+def test_a_cpu_transforms_only_kernels_that_are_small_beside_their_picture(side, narrow, wide, expected):
+    assert choose((side, side), (3, 3, narrow, wide), stride=1, padding=(1, 1), backend="cpu") is expected
