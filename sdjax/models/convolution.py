@@ -8,8 +8,13 @@ from jax import Array, lax
 
 from sdjax.models import winograd
 
-TILES_AT_ONCE = 2048
-"""Tiles of Winograd's forms that are in memory at once. Fewer cost speed, for every strip packs the weights again."""
+TILES_AT_ONCE = 1024
+"""Tiles of a picture up to which Winograd's forms work on it whole: a loop over strips costs more than caches gain."""
+TILES_OF_STRIP = 128
+"""Tiles of a strip of a larger picture, which stay in a cache from the first transform to the last."""
+
+LARGEST_TRANSFORMED = 2**21
+"""Inputs times outputs of a kernel above which its transform takes more memory, or time if made anew, than it saves."""
 
 
 class Form(Enum):
@@ -41,10 +46,12 @@ def choose(
     if backend != "cpu" or size != 3 or stride != 1 or padding != (1, 1) or narrow < 64:
         return Form.DIRECT
     pixels = picture[0] * picture[1]
+    if pixels >= 64 * 64 and narrow * wide <= 128 * 128:
+        return Form.DIRECT
     # The weights of F(4x4) are four times the kernel's, of F(2x2) 16/9: worth it where they are few beside the pixels.
     if pixels >= 64 * 64 or (pixels >= 32 * 32 and narrow * wide <= 640 * 640):
         return Form.WINOGRAD_4
-    return Form.WINOGRAD_2 if pixels >= 16 * 16 else Form.COLUMNS
+    return Form.WINOGRAD_2 if pixels >= 16 * 16 and narrow * wide <= LARGEST_TRANSFORMED else Form.COLUMNS
 
 
 def conv2d(x: Array, kernel: Array, *, stride: int, padding: tuple[int, int]) -> Array:
@@ -68,7 +75,8 @@ def conv2d(x: Array, kernel: Array, *, stride: int, padding: tuple[int, int]) ->
             return _columns(x, kernel)
         case Form.WINOGRAD_2 | Form.WINOGRAD_4:
             tile = 2 if form is Form.WINOGRAD_2 else 4
-            strip = max(1, TILES_AT_ONCE // -(-width // tile))
+            rows, columns = -(-height // tile), -(-width // tile)
+            strip = rows if rows * columns <= TILES_AT_ONCE else max(1, TILES_OF_STRIP // columns)
             return winograd.conv3x3(x, kernel, tile=tile, strip=strip)
     return lax.conv_general_dilated(
         x, kernel, (stride, stride), (padding, padding), dimension_numbers=("NHWC", "HWIO", "NHWC")

@@ -48,6 +48,7 @@ def test_any_size_gives_what_pytorch_gives(form, shape, strip, seed):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(convolution, "choose", lambda *_, **__: form)
         patch.setattr(convolution, "TILES_AT_ONCE", strip)
+        patch.setattr(convolution, "TILES_OF_STRIP", strip)
         output = convolved(x, kernel)
     truth = torch.nn.functional.conv2d(
         torch.from_numpy(x.transpose(0, 3, 1, 2)).double(),
@@ -60,6 +61,7 @@ def test_any_size_gives_what_pytorch_gives(form, shape, strip, seed):
 @pytest.mark.parametrize("strip", [4, 4096])
 def test_derivatives_are_those_of_xlas_own_convolution(form, strip, monkeypatch):
     monkeypatch.setattr(convolution, "TILES_AT_ONCE", strip)
+    monkeypatch.setattr(convolution, "TILES_OF_STRIP", strip)
     x, kernel = arrays(3, 2, 11, 9, 5, 7)
     cotangent = np.random.default_rng(4).standard_normal((2, 11, 9, 7), np.float32)
 
@@ -93,3 +95,19 @@ def test_accelerators_keep_their_own_convolution(backend, kernel):
 @pytest.mark.parametrize(("stride", "padding"), [(2, (1, 1)), (2, (0, 1)), (1, (0, 0))])
 def test_only_plain_3x3_convolutions_take_another_form(stride, padding):
     assert choose((64, 64), (3, 3, 320, 320), stride=stride, padding=padding, backend="cpu") is Form.DIRECT
+
+
+@pytest.mark.parametrize(
+    ("side", "narrow", "wide", "expected"),
+    [
+        (64, 320, 320, Form.WINOGRAD_4),
+        (32, 1280, 640, Form.WINOGRAD_2),
+        (16, 1280, 1280, Form.WINOGRAD_2),
+        (16, 2560, 1280, Form.COLUMNS),
+        (8, 1280, 1280, Form.COLUMNS),
+        (512, 256, 128, Form.WINOGRAD_4),
+        (512, 128, 128, Form.DIRECT),
+    ],
+)
+def test_a_cpu_transforms_only_kernels_that_are_small_beside_their_picture(side, narrow, wide, expected):
+    assert choose((side, side), (3, 3, narrow, wide), stride=1, padding=(1, 1), backend="cpu") is expected
