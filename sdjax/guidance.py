@@ -12,7 +12,7 @@ from jax import Array, lax
 
 from sdjax.backend import one_by_one, precision, wide
 from sdjax.batch import Conditioning
-from sdjax.models import Definition, Params, bind
+from sdjax.models import Definition, Params, bind, is_quantised
 from sdjax.staging import split
 
 
@@ -141,6 +141,9 @@ def stage_denoiser(
         networks_now = {name: params[name] for name in networks}
         weights, kept = prepared
         rows = (still_of(cond), kept, moving_of(cond, index, latents, timesteps))
+        if is_quantised(networks_now):
+            # Tied to what changes from step to step, or XLA would make all kernels whole before the loop.
+            networks_now, rows = lax.optimization_barrier((networks_now, rows))  # type: ignore[no-untyped-call]
         with precision(definition.dtype):
             output: Array = _map(lambda row: with_still((networks_now, weights, row[0]), row[1], row[2]), rows)
         return output.reshape(shape[0], *output.shape[2:])

@@ -1,7 +1,8 @@
 """Weights in a quarter of their memory: kernels as int8 with a scale for each output channel.
 
 Only the weights are stored so; arithmetic is what it was. A kernel becomes floating-point numbers again where a model
-is put together (`bind`), inside the traced function, so that no more than a layer's need be in memory at a time.
+is put together (`bind`), inside the traced function: in a loop at every turn, and XLA decides how many are whole at a
+time. So it costs time in every step, on a CPU most, where the transforms of kernels are not kept either.
 """
 
 from collections.abc import Sequence

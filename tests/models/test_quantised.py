@@ -74,6 +74,27 @@ def test_no_kernel_is_kept_as_floating_point_numbers_through_the_loop(pipes):
     assert any(tokens in x.shape for x in still)
 
 
+def test_the_loop_makes_kernels_whole_inside_not_before(pipes):
+    def barriers(pipe):
+        definition, params = pipe.definition, pipe.params
+        configs = [pipe.checkpoint.configs["text_encoder"]]
+        inputs = bench.random_inputs(definition, configs, size=(64, 64), batch=1, guidance_scale=3.0)
+        denoiser = stage_denoiser(definition, params, inputs.cond, inputs.latents.shape)
+        prepared = jax.eval_shape(denoiser.prepare, params, inputs.cond)
+        one = jnp.zeros(1, jnp.int32)
+        program = jax.make_jaxpr(denoiser.predict)(params, inputs.cond, prepared, one, inputs.latents, one * 1.0)
+        dtypes = [[v.aval.dtype for v in equation.outvars] for equation in program.jaxpr.eqns if is_barrier(equation)]
+        return [tied for tied in dtypes if np.dtype("int8") in tied]
+
+    def is_barrier(equation):
+        return equation.primitive.name == "optimization_barrier"
+
+    plain, stored = (barriers(pipe) for pipe in pipes)
+    assert not plain
+    (tied,) = stored  # the weights to what changes, so that XLA can't move the making of whole kernels out of a loop
+    assert np.dtype("float32") in tied
+
+
 @pytest.mark.parametrize(
     ("action", "error", "said"),
     [
