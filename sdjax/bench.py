@@ -3,6 +3,7 @@
 `sdjax bench` times them for a checkpoint, and the benchmarks beside the package for models of any size.
 """
 
+import gc
 import os
 import subprocess
 import sys
@@ -193,6 +194,7 @@ def loading(model: str | Path | None, *, dtype: str | None = None, variant: str 
 
     def run() -> None:
         held.clear()
+        gc.collect()  # a pipeline is part of a cycle
         held.append(Pipeline.from_pretrained(model, dtype=dtype, variant=variant))
         _done(held[0].params)
 
