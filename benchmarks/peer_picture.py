@@ -1,43 +1,16 @@
-"""A new process of diffusers up to its first picture: `python -m benchmarks.peer_picture CASE OUT`."""
+"""diffusers' first picture: `python -m benchmarks.peer_picture CASE OUT [compile]`, the process that is timed."""
 
 import json
-import os
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
-from benchmarks.cases import Case, Prepared, Skipped
-from sdjax.measuring import peak_bytes_of_children
+import torch
 
-
-def prepare(case: Case, *, is_compiled: bool) -> Prepared:
-    """Make the case ready; with `first-warm` a run finds what the compiler left of the one before."""
-    from benchmarks.sides.diffusers_eager import check_device
-
-    check_device(case)
-    if case.folder is None:
-        raise Skipped("there is no folder to read")
-    kept = tempfile.TemporaryDirectory()
-    asked = json.dumps({**case.as_dict(), "folder": case.folder})
-
-    def run() -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            cache = kept.name if case.what == "first-warm" else folder
-            environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "TRITON_CACHE_DIR": cache}
-            command = [sys.executable, "-m", "benchmarks.peer_picture", asked, str(Path(folder) / "out.png")]
-            command += ["compile"] if is_compiled else []
-            subprocess.run(command, env=environment, check=True, capture_output=True)
-
-    return Prepared(run, peak_bytes=peak_bytes_of_children, close=kept.cleanup)
+from benchmarks.cases import Case
+from benchmarks.sides.diffusers_eager import draw, loaded
 
 
 def main(asked: str, out: str, *how: str) -> None:
     """Load, draw, and write the picture."""
-    import torch
-
-    from benchmarks.sides.diffusers_eager import draw, loaded
-
     case = Case(**json.loads(asked))
     pipe = loaded(case)
     if "compile" in how:

@@ -15,14 +15,15 @@ import diffusers
 import torch
 import transformers
 
-from benchmarks import peer_picture, random_values
+from benchmarks import peer_process, random_values
 from benchmarks.cases import FROM_FOLDER, MATMUL_SIZE, PROMPT, Case, Prepared, Skipped
 
 
 def prepare(case: Case) -> Prepared:
     """Make a case ready on the CPU or a CUDA device."""
     if case.what.startswith("first-"):
-        return peer_picture.prepare(case, is_compiled=False)
+        check_device(case)
+        return peer_process.prepare(case)
     return prepare_with(case, lambda model: model)
 
 
