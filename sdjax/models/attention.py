@@ -16,8 +16,8 @@ from sdjax.models import flash
 from sdjax.models.exponential import exp_of_negative
 from sdjax.models.layers import Conv, GroupNorm, Identity, Setup
 
-QUERIES_AT_ONCE, KEYS_AT_ONCE = 1024, 256
-"""Queries and keys of one head that are scored at once on a CPU: their scores stay in its cache."""
+QUERIES_AT_ONCE, KEYS_AT_ONCE = 4096, 512
+"""Queries and keys of one head that are scored at once on a CPU: enough that its cores seldom wait for each other."""
 SHORT = 2**14
 """Scores of a head up to which a CPU computes all heads at once."""
 
