@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sdjax import bench_cli, cli, measuring
+from sdjax import bench_cli, cli
 from sdjax.pipeline import BUNDLED_FOLDER
 
 ROOT = str(Path(cli.__file__).parents[1])
@@ -83,11 +83,15 @@ def test_every_case_is_described():
 
 
 def test_a_peak_that_is_forgotten_does_not_come_back():
-    large = bytearray(200 * 2**20)
-    before = measuring.peak_bytes()
-    del large
-    measuring.forget_peak()
-    assert measuring.peak_bytes() < before - 100 * 2**20
+    # in a process of its own: this one's peak may be that of another test, and far above
+    code = (
+        "from sdjax import measuring; large = bytearray(200 * 2**20); before = measuring.peak_bytes(); del large;"
+        "measuring.forget_peak(); print(before - measuring.peak_bytes())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": ROOT}, capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) > 100 * 2**20
 
 
 HEAVY = {"jax", "jaxlib", "flax", "numpy", "scipy", "PIL", "tokenizers", "huggingface_hub", "starlette", "uvicorn"}
@@ -100,7 +104,6 @@ HEAVY = {"jax", "jaxlib", "flax", "numpy", "scipy", "PIL", "tokenizers", "huggin
         "from sdjax.errors import SdjaxError",
         "from sdjax import cli; cli.app(['--help'], standalone_mode=False)",
         "from sdjax import cli; cli.app(['bench', '--help'], standalone_mode=False)",
-        "from sdjax import cli; cli.app(['models'], standalone_mode=False)",
     ],
 )
 def test_nothing_heavy_is_imported_before_it_is_needed(statement):

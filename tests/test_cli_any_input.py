@@ -60,7 +60,7 @@ def picture_files(draw):
     made = made.convert("I").convert("I;16") if mode == "I;16" else made.convert(mode)
     kinds = [
         kind
-        for kind, modes in {"PNG": "1 L LA P RGB RGBA I;16 I", "TIFF": " ".join(MODES)}.items()
+        for kind, modes in {"PNG": "1 L LA P RGB RGBA I;16", "TIFF": " ".join(MODES)}.items()
         if mode in modes.split()
     ]
     made.save(file, draw(st.sampled_from(kinds)))

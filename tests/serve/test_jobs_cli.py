@@ -262,7 +262,7 @@ def test_an_interrupt_leaves_the_job_alone(server):
     assert json.loads(watcher.stdout.readline())["type"] == "queued"
     time.sleep(0.1)
     watcher.send_signal(signal.SIGINT)
-    _, err = watcher.communicate(timeout=20)
+    _, err = watcher.communicate(timeout=60)
     assert watcher.returncode == 130
     assert f"sdjax jobs cancel {job_id}" in err
     assert server.job(job_id)["state"] == "running"
