@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from unittest.mock import patch
 
 import pytest
@@ -258,11 +259,13 @@ def test_an_interrupt_leaves_the_job_alone(server):
     job_id = server.submit()
     server.wait(job_id, "running")
     command = [sys.executable, "-m", "sdjax", "jobs", "watch", job_id, "--server", server.url, "--json"]
-    watcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # What a shell runs in the background ignores interrupts, and so do its children unless they are told otherwise.
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    watcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeding)
     assert json.loads(watcher.stdout.readline())["type"] == "queued"
     time.sleep(0.1)
     watcher.send_signal(signal.SIGINT)
-    _, err = watcher.communicate(timeout=60)
+    _, err = watcher.communicate(timeout=20)
     assert watcher.returncode == 130
     assert f"sdjax jobs cancel {job_id}" in err
     assert server.job(job_id)["state"] == "running"
