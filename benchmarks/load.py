@@ -12,11 +12,7 @@ import argparse
 import asyncio
 import json
 import math
-import re
-import subprocess
 import sys
-import tempfile
-import threading
 import time
 from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -30,6 +26,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.latency import SHOWN, histogram_percentiles, percentiles
+from benchmarks.sides.served import Server
 
 SUBMITTERS = 4
 POLL_SECONDS = 0.02
@@ -43,45 +40,17 @@ PROMPTS = ("a red circle above a blue square", "a small yellow star", "a green r
 def main(arguments: Sequence[str] | None = None) -> None:
     """Load a server, print the table, and fail where a bar is missed."""
     options = _parser().parse_args(arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        server = Server(Path(folder))
-        try:
-            report = asyncio.run(_measured(server, options))
-        finally:
-            server.stop()
+    began = time.monotonic()
+    server = Server()
+    try:
+        report = {"ready_seconds": time.monotonic() - began, **asyncio.run(_measured(server, options))}
+    finally:
+        server.close()
     print("\n".join(lines(report)))
     if options.json:
         options.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
     if report["missed"]:
         sys.exit("missed: " + "; ".join(report["missed"]))
-
-
-class Server:
-    """`sdjax serve` on a free port."""
-
-    def __init__(self, folder: Path) -> None:
-        command = [sys.executable, "-m", "sdjax", "serve", "--port", "0", "--data-dir", str(folder)]
-        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        self._said: list[str] = []
-        self._listens = threading.Event()
-        self.url = ""
-        threading.Thread(target=self._read, daemon=True).start()
-        if not self._listens.wait(60) or not self.url:
-            raise RuntimeError("the server did not start:\n" + "".join(self._said))
-
-    def _read(self) -> None:
-        assert self._process.stderr is not None
-        for line in self._process.stderr:
-            self._said = [*self._said[-20:], line]
-            if found := re.search(r"listening at (http://\S+)", line):
-                self.url = found[1]
-                self._listens.set()
-        self._listens.set()
-
-    def stop(self) -> None:
-        """Ask it to end, and wait."""
-        self._process.terminate()
-        self._process.wait(60)
 
 
 @dataclass
@@ -101,10 +70,6 @@ class Load:
 async def _measured(server: Server, options: argparse.Namespace) -> dict[str, Any]:
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=options.readers + SUBMITTERS)
     async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=limits) as client:
-        began = time.monotonic()
-        while (await client.get("/ready")).status_code != 200:
-            await asyncio.sleep(0.1)
-        ready = time.monotonic() - began
         await draw(client, Load(), 4, options)
         load = Load()
         before = await metrics(client)
@@ -121,7 +86,6 @@ async def _measured(server: Server, options: argparse.Namespace) -> dict[str, An
     }
     report = {
         "options": {"jobs": options.jobs, "readers": options.readers, "steps": options.steps},
-        "ready_seconds": ready,
         "seconds": load.seconds,
         "events": load.events,
         "jobs": percentiles(load.latencies),
