@@ -16,14 +16,13 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import torch
-from flax import nnx
 from torch.nn import functional
 
 from benchmarks import random_values
 from benchmarks.cases import Case
 from sdjax.models import UNet, UNetConfig, VAEConfig, attention, bind, convolution, define, layers, vae
+from sdjax.models.product import multiply
 from sdjax.staging import split
 
 
@@ -62,15 +61,15 @@ def operations(case: Case) -> Counter[Operation]:
             (
                 layers,
                 "conv2d",
-                lambda x, kernel, *, stride, padding: Operation(
-                    "convolution", (x.shape, kernel.shape), (stride, padding)
+                lambda x, weight, *, stride, padding: Operation(
+                    "convolution", (x.shape, weight.shape), (stride, padding)
                 ),
             ),
             (attention, "attention", attended),
             (vae, "attention", attended),
-            (nnx.Linear, "__call__", lambda self, x: Operation("linear", (x.shape, self.kernel.shape))),
+            (layers.Linear, "__call__", lambda self, x: Operation("linear", (x.shape, self.weight.shape))),
             (layers.GroupNorm, "__call__", lambda self, x: Operation("group norm, SiLU", (x.shape,), (self.groups,))),
-            (nnx.LayerNorm, "__call__", lambda self, x: Operation("layer norm", (x.shape,))),
+            (layers.LayerNorm, "__call__", lambda self, x: Operation("layer norm", (x.shape,))),
             (attention.GEGLU, "__call__", lambda self, x: Operation("GEGLU", ((*x.shape[:2], 8 * x.shape[2]),))),
         ):
             stack.enter_context(recorded(owner, name, describe))
@@ -128,10 +127,10 @@ def _picture(x: Any) -> torch.Tensor:
 
 
 def _convolution(arrays: list[Any], stride: int, padding: tuple[int, int]) -> Sides:
-    x, kernel = jnp.asarray(arrays[0]), jnp.asarray(arrays[1])
-    weight = _picture(arrays[1].transpose(3, 0, 1, 2).copy())
-    ours = _compiled(lambda kernel, xs: convolution.conv2d(xs[0], kernel, stride=stride, padding=padding), kernel, x)
-    return Sides(ours, lambda: functional.conv2d(_picture(arrays[0]), weight, stride=stride, padding=max(padding)))
+    x, weight = map(jnp.asarray, arrays)
+    theirs = torch.from_numpy(arrays[1]).to(memory_format=torch.channels_last)
+    ours = _compiled(lambda weight, xs: convolution.conv2d(xs[0], weight, stride=stride, padding=padding), weight, x)
+    return Sides(ours, lambda: functional.conv2d(_picture(arrays[0]), theirs, stride=stride, padding=max(padding)))
 
 
 def _attention(arrays: list[Any]) -> Sides:
@@ -147,29 +146,29 @@ def _attention(arrays: list[Any]) -> Sides:
 
 
 def _linear(arrays: list[Any]) -> Sides:
-    x, kernel = map(jnp.asarray, arrays)
-    weight = torch.from_numpy(arrays[1].T.copy())
+    x, weight = map(jnp.asarray, arrays)
     return Sides(
-        _compiled(lambda kernel, xs: xs[0] @ kernel, kernel, x),
-        lambda: functional.linear(torch.from_numpy(arrays[0]), weight),
+        _compiled(lambda weight, xs: multiply(xs[0], weight), weight, x),
+        lambda: functional.linear(*map(torch.from_numpy, arrays)),
     )
+
+
+def _filled(shape: tuple[int, ...], mean: float, deviation: float) -> jax.Array:
+    return jnp.full(shape, mean)
 
 
 def _group_norm(arrays: list[Any], groups: int) -> Sides:
-    scale = np.ones(arrays[0].shape[-1], np.float32)
-    definition, _ = nnx.split(
-        layers.GroupNorm(groups, len(scale), epsilon=1e-5, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
-    )
-    params = {"scale": jnp.asarray(scale), "bias": jnp.asarray(scale)}
-    weight = torch.from_numpy(scale)
+    channels = arrays[0].shape[-1]
+    norm = layers.GroupNorm(groups, channels, epsilon=1e-5, dtype="float32", make=_filled)
+    weight = torch.ones(channels)
     return Sides(
-        _compiled(lambda params, xs: jax.nn.silu(nnx.merge(definition, params)(xs[0])), params, jnp.asarray(arrays[0])),
+        _compiled(lambda _, xs: jax.nn.silu(norm(xs[0])), (), jnp.asarray(arrays[0])),
         lambda: functional.silu(functional.group_norm(_picture(arrays[0]), groups, weight, weight, 1e-5)),
     )
 
 
 def _layer_norm(arrays: list[Any]) -> Sides:
-    norm = nnx.LayerNorm(arrays[0].shape[-1], epsilon=1e-5, rngs=nnx.Rngs(0))
+    norm = layers.LayerNorm(arrays[0].shape[-1], epsilon=1e-5, dtype="float32", make=_filled)
     return Sides(
         _compiled(lambda _, xs: norm(xs[0]), (), jnp.asarray(arrays[0])),
         lambda: functional.layer_norm(torch.from_numpy(arrays[0]), arrays[0].shape[-1:]),

@@ -30,7 +30,7 @@ from sdjax.generation import Text, Tokens, decode, denoise, encode, encode_promp
 from sdjax.inputs import ControlInput
 from sdjax.loading import Checkpoint, load, lora_merger, save_folder
 from sdjax.models import Definition, Params
-from sdjax.models.quantised import is_large_kernel, quantise_kernel
+from sdjax.models.quantised import is_large_weight, quantise_weight
 from sdjax.preparing import prepare, with_controlnets
 from sdjax.requests import Request, Settings, resolve
 from sdjax.sharding import by_rows, check_mesh, guidance_axis, placer
@@ -376,8 +376,8 @@ class Pipeline:
 
 
 def _as_int8(path: Sequence[str | int], array: NDArray[Any]) -> Any:
-    """Put a parameter on the default device, a large kernel as int8."""
-    return quantise_kernel(array) if is_large_kernel(path, array.shape) else jax.device_put(array)
+    """Put a parameter on the default device, a large weight as int8."""
+    return quantise_weight(array) if is_large_weight(path, array.shape) else jax.device_put(array)
 
 
 def checked_dtype(given: DTypeLike | None) -> Any:

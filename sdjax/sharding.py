@@ -28,18 +28,18 @@ from sdjax.models import Params
 
 DATA, GUIDANCE, MODEL = AXES = ("data", "guidance", "model")
 
-OUTPUT, INPUT = -1, -2
-"""Axes of a kernel: (in, out), or (size, size, in, out)."""
+OUTPUT, INPUT = 0, 1
+"""Axes of a weight: (out, in), or (out, in, size, size)."""
 SPLIT = tuple(
     (re.compile(pattern), axis)
     for pattern, axis in (
-        (r"\.attn\d\.to_[qkv]\.kernel", OUTPUT),
-        (r"\.attn\d\.to_out\.0\.kernel", INPUT),
-        (r"\.ff\.net\.0\.proj\.(kernel|bias)", OUTPUT),
-        (r"\.ff\.net\.2\.kernel", INPUT),
-        (r"\.resnets\.\d+\.(conv1|time_emb_proj)\.(kernel|bias)", OUTPUT),
-        (r"\.resnets\.\d+\.norm2\.(scale|bias)", OUTPUT),
-        (r"\.resnets\.\d+\.conv2\.kernel", INPUT),
+        (r"\.attn\d\.to_[qkv]\.weight", OUTPUT),
+        (r"\.attn\d\.to_out\.0\.weight", INPUT),
+        (r"\.ff\.net\.0\.proj\.(weight|bias)", OUTPUT),
+        (r"\.ff\.net\.2\.weight", INPUT),
+        (r"\.resnets\.\d+\.(conv1|time_emb_proj)\.(weight|bias)", OUTPUT),
+        (r"\.resnets\.\d+\.norm2\.(weight|bias)", OUTPUT),
+        (r"\.resnets\.\d+\.conv2\.weight", INPUT),
     )
 )
 """What is split over `model`, by the path's end, and along which axis. The rest is whole on every device: text encoders
@@ -109,7 +109,7 @@ def param_sharding(path: Sequence[str | int], shape: Sequence[int], mesh: Mesh |
     """Where a parameter lies.
 
     Args:
-        path: of the leaf in a pipeline's parameters: ("unet", "down_blocks", 0, ..., "to_q", "kernel").
+        path: of the leaf in a pipeline's parameters: ("unet", "down_blocks", 0, ..., "to_q", "weight").
         shape: of the leaf.
         mesh: see `make_mesh`.
     """

@@ -79,7 +79,7 @@ def said(folder):
 def layers(facts):
     """How many layers of the UNet have each of these ends."""
     names = [name for name in facts["one"] if name.startswith("unet.")]
-    ends = {"attention": ".to_out.0.kernel", "feed-forward": ".ff.net.2.kernel", "resnet": ".conv2.kernel"}
+    ends = {"attention": ".to_out.0.weight", "feed-forward": ".ff.net.2.weight", "resnet": ".conv2.weight"}
     return {kind: sum(name.endswith(end) for name in names) for kind, end in ends.items()}
 
 
@@ -169,14 +169,14 @@ def test_all_axes_together_say_what_each_says_alone(said):
 def test_parameters_lie_where_the_rules_say(facts):
     halved = {name: [a // b for a, b in zip(*shapes, strict=True)] for name, shapes in facts["model"].items()}
     block = "unet.down_blocks.0.attentions.0.transformer_blocks.0"
-    assert halved[f"{block}.attn1.to_q.kernel"] == [1, 2]
-    assert halved[f"{block}.attn2.to_out.0.kernel"] == [2, 1]
+    assert halved[f"{block}.attn1.to_q.weight"] == [2, 1]
+    assert halved[f"{block}.attn2.to_out.0.weight"] == [1, 2]
     assert halved[f"{block}.attn2.to_out.0.bias"] == [1]
-    assert halved[f"{block}.ff.net.0.proj.kernel"] == [1, 2]
+    assert halved[f"{block}.ff.net.0.proj.weight"] == [2, 1]
     assert halved[f"{block}.ff.net.0.proj.bias"] == [2]
-    assert halved[f"{block}.ff.net.2.kernel"] == [2, 1]
-    assert halved["unet.mid_block.resnets.0.conv1.kernel"] == [1, 1, 1, 2]
-    assert halved["unet.mid_block.resnets.0.conv2.kernel"] == [1, 1, 2, 1]
+    assert halved[f"{block}.ff.net.2.weight"] == [1, 2]
+    assert halved["unet.mid_block.resnets.0.conv1.weight"] == [2, 1, 1, 1]
+    assert halved["unet.mid_block.resnets.0.conv2.weight"] == [1, 2, 1, 1]
     whole = [name for name, parts in halved.items() if set(parts) == {1}]
     assert {name for name in halved if not name.startswith("unet.")} <= set(whole)
     assert all(shape == part for shape, part in facts["data"].values())
@@ -201,9 +201,9 @@ def test_a_controlnet_is_split_like_the_unet(facts):
 
 def test_what_does_not_divide_stays_whole():
     mesh = jax.sharding.AbstractMesh((1, 1, 4), ("data", "guidance", "model"))
-    path = ("unet", "down_blocks", 0, "attentions", 0, "transformer_blocks", 0, "attn1", "to_q", "kernel")
-    assert param_sharding(path, (16, 16), mesh).spec == PartitionSpec(None, "model")
-    assert param_sharding(path, (16, 18), mesh).spec == PartitionSpec()
+    path = ("unet", "down_blocks", 0, "attentions", 0, "transformer_blocks", 0, "attn1", "to_q", "weight")
+    assert param_sharding(path, (16, 16), mesh).spec == PartitionSpec("model", None)
+    assert param_sharding(path, (18, 16), mesh).spec == PartitionSpec()
     assert param_sharding(("vae", *path[1:]), (16, 16), mesh).spec == PartitionSpec()
 
 

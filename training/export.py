@@ -14,7 +14,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from sdjax.loading.folder import STEMS
-from sdjax.loading.saving import torch_tensors
+from sdjax.loading.saving import tensors_of
 from training import autoencoder, diffusion, text, tokenizer
 
 INDEX = {
@@ -72,7 +72,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         halves = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), params)
-        save_file(torch_tensors(halves), folder / f"{STEMS[name]}.safetensors", {"format": "pt"})
+        save_file(tensors_of(halves), folder / f"{STEMS[name]}.safetensors", {"format": "pt"})
     tokenizer.write(args.folder / "tokenizer")
     (args.folder / "scheduler").mkdir(exist_ok=True)
     (args.folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(diffusion.SCHEDULER, indent=2) + "\n")

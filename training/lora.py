@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 
 import sdjax
 from sdjax.loading import Checkpoint
-from sdjax.loading.lora import Adapter, Change, LowRank, apply_lora, torch_shape
+from sdjax.loading.lora import Adapter, Change, LowRank, apply_lora
 from sdjax.loading.weights import LeafPath, tensor_name
 from sdjax.models import Params, bind
 from training import text
@@ -56,7 +56,7 @@ class State(NamedTuple):
 
 def targets(params: Params) -> dict[str, LeafPath]:
     """The UNet's layers that are adapted, by published name."""
-    names = {tensor_name(path).removesuffix(".weight"): path for path in flatten_dict(params) if path[-1] == "kernel"}
+    names = {tensor_name(path).removesuffix(".weight"): path for path in flatten_dict(params) if path[-1] == "weight"}
     return {name: path for name, path in names.items() if path[0] == "unet" and name.endswith(tuple(RANKS))}
 
 
@@ -100,7 +100,7 @@ def initial_state(params: Params, steps: int) -> State:
     rng = np.random.default_rng(9)
     factors = {}
     for name, path in targets(params).items():
-        out, *rest = torch_shape(path, leaves[path].shape)
+        out, *rest = leaves[path].shape
         rank = next(rank for ending, rank in RANKS.items() if name.endswith(ending))
         down = rng.normal(size=(rank, *rest)) / np.sqrt(np.prod(rest))
         factors[name] = {"up": jnp.zeros((out, rank)), "down": jnp.asarray(down, jnp.float32)}

@@ -103,8 +103,8 @@ def build(case: Case, *parts: str) -> tuple[Definition, Any]:
 def _filled(shapes: Any) -> Any:
     leaves = {}
     for offset, (path, leaf) in enumerate(flatten_dict(shapes).items()):
-        fan_in = int(np.prod(leaf.shape[:-1])) if path[-1] == "kernel" else leaf.shape[-1]
-        value = random_values.weight(leaf.shape, fan_in, offset, is_scale=path[-1] == "scale")
+        fan_in = int(np.prod(leaf.shape[1:], dtype=int))
+        value = random_values.weight(leaf.shape, fan_in, offset, is_scale=path[-1] == "weight" and leaf.ndim == 1)
         leaves[path] = jax.block_until_ready(jnp.array(value, leaf.dtype))
     return unflatten_dict(leaves)
 

@@ -3,14 +3,11 @@
 An adapter says, for some leaves, what is to be added to them. `apply_lora` gives parameters of the same structure,
 shapes and dtypes, so every program that was compiled for the old ones runs the new ones; what no adapter touches is
 the very same array. Nothing is ever subtracted: to be without an adapter is to use the parameters from before.
-
-Everything here is in PyTorch's orientation, as adapters are published: (out, in) or (out, in, height, width).
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -23,7 +20,7 @@ from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
 from sdjax.errors import CheckpointError, RequestError
-from sdjax.loading.weights import LeafPath, tensor_name, to_torch
+from sdjax.loading.weights import LeafPath, tensor_name
 from sdjax.models import Params, is_quantised
 
 Factor: TypeAlias = tuple[ArrayLike, ...]
@@ -120,7 +117,7 @@ def apply_lora(params: Params, adapters: Sequence[tuple[Adapter, float]]) -> Par
             _check_fit(adapter, path, change, leaves)
             terms.setdefault(path, []).append((change, weight))
     # Leaf by leaf, so that no more than one is in memory in float32.
-    changed = {path: _merged(leaves[path], added, is_kernel=path[-1] == "kernel") for path, added in terms.items()}
+    changed = {path: _merged(leaves[path], added) for path, added in terms.items()}
     return FrozenDict(unflatten_dict({**leaves, **changed}))
 
 
@@ -155,17 +152,12 @@ def checked_weight(weight: object, name: str) -> float:
 def _check_fit(adapter: Adapter, path: LeafPath, change: Change, leaves: Mapping[LeafPath, Array]) -> None:
     if path not in leaves:
         raise CheckpointError(f"{adapter.source} changes {'.'.join(map(str, path))}, which this model lacks")
-    shape = torch_shape(path, leaves[path].shape)
+    shape = leaves[path].shape
     if not fits(change.factors, shape):
         raise CheckpointError(
             f"{adapter.source} was made for another model: for {tensor_name(path)} it has factors "
             f"{shapes(change.factors)}, and the layer here is {shape}"
         )
-
-
-def torch_shape(path: LeafPath, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape that a leaf has in PyTorch."""
-    return to_torch(path, np.broadcast_to(np.float32(0), shape)).shape
 
 
 def shapes(factors: LowRank | Hadamard | Kronecker) -> str:
@@ -211,12 +203,12 @@ def _flat(shape: tuple[int, ...]) -> tuple[int, int]:
     return shape[0], math.prod(shape[1:])
 
 
-def _merged(leaf: Array, terms: Sequence[tuple[Change, float]], *, is_kernel: bool) -> Array:
+def _merged(leaf: Array, terms: Sequence[tuple[Change, float]]) -> Array:
     """A leaf with all that is added to it, where the leaf is."""
     total = _nothing(leaf)
     for change, weight in terms:
         for part in _parts(change):
-            total = _plus(total, leaf, part, np.float32(weight * change.scale), is_kernel=is_kernel)
+            total = _plus(total, leaf, part, np.float32(weight * change.scale))
     merged: Array = _sum(leaf, total)
     if isinstance(merged, jax.core.Tracer) or not isinstance(leaf, jax.Array) or not leaf.committed:
         # An array that is bound to a device is another kind of argument than one that isn't, and compiles anew.
@@ -247,10 +239,10 @@ def _nothing(leaf: Array) -> Array:
     return jnp.zeros_like(leaf, jnp.float32)
 
 
-@partial(jax.jit, static_argnames="is_kernel")
-def _plus(total: Array, leaf: Array, change: Change, scale: ArrayLike, *, is_kernel: bool) -> Array:
-    """A total, and what a change adds to a leaf, in float32 and the leaf's own orientation."""
-    weight = _turned(leaf, is_kernel).astype(jnp.float32)
+@jax.jit
+def _plus(total: Array, leaf: Array, change: Change, scale: ArrayLike) -> Array:
+    """A total, and what a change adds to a leaf, in float32."""
+    weight = leaf.astype(jnp.float32)
     delta = jnp.asarray(scale, jnp.float32) * _multiplied(change.factors).reshape(weight.shape)
     if change.magnitude is not None:
         magnitude = jnp.asarray(change.magnitude, jnp.float32)
@@ -258,21 +250,7 @@ def _plus(total: Array, leaf: Array, change: Change, scale: ArrayLike, *, is_ker
         axes = tuple(axis for axis, size in enumerate(magnitude.shape) if size == 1)
         norm = jnp.sqrt(jnp.square(summed).sum(axes, keepdims=True))
         delta = jnp.where(norm > 0, magnitude / norm, 1.0) * summed - weight
-    return total + _turned_back(delta, is_kernel)
-
-
-def _turned(leaf: Array, is_kernel: bool) -> Array:
-    """`weights.to_torch` for a traced array."""
-    if not is_kernel:
-        return leaf
-    return leaf.T if leaf.ndim == 2 else leaf.transpose(3, 2, 0, 1)
-
-
-def _turned_back(weight: Array, is_kernel: bool) -> Array:
-    """`weights.from_torch` for a traced array."""
-    if not is_kernel:
-        return weight
-    return weight.T if weight.ndim == 2 else weight.transpose(2, 3, 1, 0)
+    return total + delta
 
 
 def _multiplied(factors: LowRank | Hadamard | Kronecker) -> Array:

@@ -25,7 +25,6 @@ from sdjax.loading.lora import (
     LowRank,
     fits,
     shapes,
-    torch_shape,
 )
 from sdjax.loading.lora_names import ENCODERS, bare_layer, spellings, take_apart
 from sdjax.loading.weights import PICKLES, PICKLES_REFUSED, LeafPath, check_finite, read_tensors, tensor_name
@@ -84,7 +83,7 @@ def read_lora(source: str | Path, params: Params) -> Adapter:
         for path, parts in found.items():
             if path in layers:
                 raise CheckpointError(f"{source} changes {tensor_name(path)} in two files")
-            layers[path] = _change(path, parts, torch_shape(path, leaves[path].shape), file)
+            layers[path] = _change(path, parts, leaves[path].shape, file)
     if not layers:
         held = f"it holds {_listed(unused)}" if unused else "it is empty"
         raise CheckpointError(f"{source} changes no layer of this model: {held}")
@@ -204,7 +203,7 @@ def _layer_within(name: str, known: Mapping[str, LeafPath]) -> str | None:
 
 
 def _change(path: LeafPath, parts: Parts, shape: tuple[int, ...], file: _File) -> Change:
-    """One layer's change, checked against the shape (in PyTorch's orientation) of the leaf that it is for."""
+    """One layer's change, checked against the shape of the leaf that it is for."""
     layer = f"{file.path}: {tensor_name(path).removesuffix('.weight')}"
     parts = dict(parts)
     alpha = parts.pop("alpha", None)
@@ -223,7 +222,7 @@ def _change(path: LeafPath, parts: Parts, shape: tuple[int, ...], file: _File) -
         scale = float(alpha.reshape(())) / rank
     else:
         scale = _scale_of(file.settings, path, rank, layer)
-    if vector and path[-1] == "embedding":
+    if vector and "embeddings" in path:
         raise CheckpointError(f"{layer} has DoRA magnitudes, which are not supported for an embedding")
     if len(vector) > 1:
         raise CheckpointError(f"{layer} has both {' and '.join(vector)}")

@@ -81,8 +81,8 @@ def spellings(params: Params, component: str | None = None) -> dict[str, LeafPat
     """
     layers = {
         tensor_name(path).removesuffix(".weight"): path
-        for path in flatten_dict(params)
-        if path[0] in ("unet", *ENCODERS) and path[-1] in ("kernel", "embedding")
+        for path, leaf in flatten_dict(params).items()
+        if path[0] in ("unet", *ENCODERS) and len(leaf.shape) > 1
     }
     encoders = [name for name in ENCODERS if name in params]
     bare = [component] if component else ["unet", *(encoders if len(encoders) == 1 else [])]

@@ -1,7 +1,6 @@
-"""Large arrays out of files: read where they lie, and laid out and converted in one pass, a few at a time.
+"""Large arrays out of files: read where they lie, and converted in one pass, a few at a time.
 
-A tensor is copied once, from the mapped file into the memory that stays. PyTorch's order of axes is another than ours,
-so most of that is a transposition, which one core does at a fraction of memory's speed.
+A tensor is copied once, from the mapped file into the memory that stays.
 """
 
 import json
@@ -24,8 +23,6 @@ Result = TypeVar("Result")
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 ALIGNMENT = 64
 """Bytes at whose multiples an array must begin for JAX to take it over on a CPU as it is."""
-BLOCK = 32
-"""Columns that are transposed at a time, so that the rows which they come from stay in the cache."""
 AT_ONCE = min(8, os.cpu_count() or 1)
 
 
@@ -80,11 +77,7 @@ def laid_out(view: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
     begin = -memory.ctypes.data % ALIGNMENT
     out = memory[begin : begin + view.size * dtype.itemsize].view(dtype).reshape(view.shape)
     with np.errstate(over="ignore"):
-        if view.flags.c_contiguous:
-            out[...] = view
-        else:
-            for start in range(0, view.shape[-1], BLOCK):
-                out[..., start : start + BLOCK] = view[..., start : start + BLOCK]
+        out[...] = view
     return out
 
 

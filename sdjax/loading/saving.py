@@ -14,7 +14,7 @@ from sdjax.errors import CheckpointError
 from sdjax.loading.checkpoint import TEXT_ENCODERS, Checkpoint
 from sdjax.loading.folder import STEMS
 from sdjax.loading.tokenizer import ClipTokenizer
-from sdjax.loading.weights import tensor_name, to_torch
+from sdjax.loading.weights import tensor_name
 from sdjax.models import Params, is_quantised
 
 INDEX = "model_index.json"
@@ -53,7 +53,7 @@ def _write(checkpoint: Checkpoint, folder: Path) -> None:
     for name in checkpoint.params:
         component = folder / name
         component.mkdir(parents=True)
-        tensors = torch_tensors(checkpoint.params[name])
+        tensors = tensors_of(checkpoint.params[name])
         _write_json(component / "config.json", _with_dtype(checkpoint.configs[name], tensors))
         save_file(tensors, component / f"{STEMS[name]}.safetensors", {"format": "pt"})
     encoders = [name for name, _ in checkpoint.definition.text_encoders]
@@ -70,12 +70,9 @@ def _with_dtype(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray[Any,
     return {key: dtype if key in ("dtype", "torch_dtype") else value for key, value in config.items()}
 
 
-def torch_tensors(params: Params) -> dict[str, np.ndarray[Any, Any]]:
-    """A component's leaves under their published names, in PyTorch's orientation."""
-    return {
-        tensor_name(path): np.ascontiguousarray(to_torch(path, np.asarray(leaf)))
-        for path, leaf in flatten_dict(params).items()
-    }
+def tensors_of(params: Params) -> dict[str, np.ndarray[Any, Any]]:
+    """A component's leaves under their published names."""
+    return {tensor_name(path): np.asarray(leaf) for path, leaf in flatten_dict(params).items()}
 
 
 def save_tokenizer(tokenizer: ClipTokenizer, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tensors of safetensors files to parameters: which tensor fills which leaf, and in which orientation."""
+"""Tensors of safetensors files to parameters: which tensor fills which leaf."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from sdjax.models import Params
 
 LeafPath: TypeAlias = tuple[str | int, ...]
 Place: TypeAlias = Callable[[LeafPath, NDArray[Any]], Any]
-"""Puts a host array, already in its final dtype and orientation, where the leaf at a path belongs."""
+"""Puts a host array, already in its final dtype, where the leaf at a path belongs."""
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 PICKLES_REFUSED = (
@@ -29,7 +29,6 @@ PICKLES_REFUSED = (
 )
 
 FLOATS = ("F64", "F32", "F16", "BF16")
-LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 
 
 class Tensor(NamedTuple):
@@ -171,23 +170,8 @@ def _sharded(index: Path) -> dict[str, Tensor]:
 
 
 def tensor_name(path: LeafPath) -> str:
-    """The published name of the leaf at `path`: `("conv_in", "kernel")` is `conv_in.weight`."""
-    *modules, leaf = path
-    return ".".join([*map(str, modules), LEAF_NAMES[str(leaf)]])
-
-
-def from_torch(path: LeafPath, tensor: NDArray[Any]) -> NDArray[Any]:
-    """Turn a tensor as PyTorch stores it into the leaf's orientation, without copying."""
-    if path[-1] != "kernel":
-        return tensor
-    return tensor.T if tensor.ndim == 2 else tensor.transpose(2, 3, 1, 0)
-
-
-def to_torch(path: LeafPath, leaf: NDArray[Any]) -> NDArray[Any]:
-    """The inverse of `from_torch`."""
-    if path[-1] != "kernel":
-        return leaf
-    return leaf.T if leaf.ndim == 2 else leaf.transpose(3, 2, 0, 1)
+    """The published name of the leaf at `path`: `("conv_in", "weight")` is `conv_in.weight`."""
+    return ".".join(map(str, path))
 
 
 def fill(shapes: Params, tensors: Mapping[str, Tensor], *, component: str, place: Place) -> Params:
@@ -213,7 +197,7 @@ def fill(shapes: Params, tensors: Mapping[str, Tensor], *, component: str, place
     if unknown := [name for name in tensors if name not in wanted]:
         raise CheckpointError(f"{where} holds {_some(unknown)}, which its config has no place for")
     for name, path in wanted.items():
-        shape = to_torch(path, _empty(leaves[path])).shape
+        shape = leaves[path].shape
         if _trimmed(tensors[name].shape) != _trimmed(shape):
             raise CheckpointError(f"{where}: {name} has shape {tensors[name].shape}, and its config asks for {shape}")
         if tensors[name].dtype not in FLOATS:
@@ -227,19 +211,13 @@ def fill(shapes: Params, tensors: Mapping[str, Tensor], *, component: str, place
         path, tensor = wanted[name], tensors[name]
         stored = file.view(tensor.name)
         array = stored if tensor.view is None else tensor.view(stored)
-        leaf = from_torch(path, array.reshape(to_torch(path, _empty(leaves[path])).shape))
-        cast = _cast(leaf, leaves[path].dtype, f"{where}: {name}")
+        cast = _cast(array.reshape(leaves[path].shape), leaves[path].dtype, f"{where}: {name}")
         file.let_go(tensor.name)
         return path, cast
 
     in_turn = _by_place({name: tensors[name] for name in wanted})
     filled = {path: place(path, array) for path, array in in_order(read, in_turn)}
     return FrozenDict(unflatten_dict(filled))
-
-
-def _empty(leaf: Any) -> NDArray[Any]:
-    """An array of a leaf's shape that takes no memory."""
-    return np.broadcast_to(np.float32(0), leaf.shape)
 
 
 def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 
 from sdjax.models import flash
 from sdjax.models.exponential import exp_of_negative
-from sdjax.models.layers import Conv, GroupNorm, Identity, Setup
+from sdjax.models.layers import Conv, GroupNorm, Identity, LayerNorm, Linear, Setup
 
 QUERIES_AT_ONCE, KEYS_AT_ONCE = 4096, 512
 """Queries and keys of one head that are scored at once on a CPU: enough that its cores seldom wait for each other."""
@@ -125,10 +125,10 @@ class Attention(nnx.Module):
     def __init__(self, channels: int, context_channels: int, heads: int, **setup: Unpack[Setup]) -> None:
         if channels % heads:
             raise ValueError(f"{channels} channels do not divide into {heads} attention heads")
-        self.to_q = nnx.Linear(channels, channels, use_bias=False, **setup)
-        self.to_k = nnx.Linear(context_channels, channels, use_bias=False, **setup)
-        self.to_v = nnx.Linear(context_channels, channels, use_bias=False, **setup)
-        self.to_out = nnx.List([nnx.Linear(channels, channels, **setup)])
+        self.to_q = Linear(channels, channels, use_bias=False, **setup)
+        self.to_k = Linear(context_channels, channels, use_bias=False, **setup)
+        self.to_v = Linear(context_channels, channels, use_bias=False, **setup)
+        self.to_out = nnx.List([Linear(channels, channels, **setup)])
         self.heads = heads
 
     def __call__(self, x: Array, context: Array | None = None) -> Array:
@@ -150,7 +150,7 @@ class GEGLU(nnx.Module):
     """A gated linear unit with an exact GELU gate (Shazeer 2020, arXiv 2002.05202)."""
 
     def __init__(self, channels: int, hidden: int, **setup: Unpack[Setup]) -> None:
-        self.proj = nnx.Linear(channels, 2 * hidden, **setup)
+        self.proj = Linear(channels, 2 * hidden, **setup)
 
     def __call__(self, x: Array) -> Array:
         """Map (..., channels) to (..., hidden)."""
@@ -162,7 +162,7 @@ class FeedForward(nnx.Module):
 
     def __init__(self, channels: int, **setup: Unpack[Setup]) -> None:
         self.net = nnx.List(
-            [GEGLU(channels, 4 * channels, **setup), Identity(), nnx.Linear(4 * channels, channels, **setup)]
+            [GEGLU(channels, 4 * channels, **setup), Identity(), Linear(4 * channels, channels, **setup)]
         )
 
     def __call__(self, x: Array) -> Array:
@@ -176,7 +176,7 @@ class TransformerBlock(nnx.Module):
     """Attention to itself, to the text, and a feed-forward network, each added to what came in."""
 
     def __init__(self, channels: int, context_channels: int, heads: int, **setup: Unpack[Setup]) -> None:
-        norm = partial(nnx.LayerNorm, channels, epsilon=1e-5, **setup)
+        norm = partial(LayerNorm, channels, epsilon=1e-5, **setup)
         self.norm1 = norm()
         self.attn1 = Attention(channels, channels, heads, **setup)
         self.norm2 = norm()
@@ -205,7 +205,7 @@ class Transformer2D(nnx.Module):
         linear_projection: bool,
         **setup: Unpack[Setup],
     ) -> None:
-        projection = nnx.Linear if linear_projection else partial(Conv, kernel_size=1)
+        projection = Linear if linear_projection else partial(Conv, kernel_size=1)
         self.norm = GroupNorm(groups, channels, epsilon=1e-6, **setup)
         self.proj_in = projection(channels, channels, **setup)
         self.transformer_blocks = nnx.List(

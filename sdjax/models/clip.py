@@ -13,7 +13,7 @@ from jax import Array
 from typing_extensions import Unpack
 
 from sdjax.models.attention import attention
-from sdjax.models.layers import Setup
+from sdjax.models.layers import Embedding, LayerNorm, Linear, Setup
 
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = MappingProxyType(
     {
@@ -87,14 +87,14 @@ class TextEncoding(NamedTuple):
 
 class _Embeddings(nnx.Module):
     def __init__(self, config: CLIPTextConfig, **setup: Unpack[Setup]) -> None:
-        self.token_embedding = nnx.Embed(config.vocab_size, config.hidden_size, **setup)
-        self.position_embedding = nnx.Embed(config.max_position_embeddings, config.hidden_size, **setup)
+        self.token_embedding = Embedding(config.vocab_size, config.hidden_size, **setup)
+        self.position_embedding = Embedding(config.max_position_embeddings, config.hidden_size, **setup)
 
     def __call__(self, token_ids: Array, vectors: Array | None) -> Array:
         if vectors is None:
             tokens = self.token_embedding(token_ids)
         else:
-            beyond = token_ids - self.token_embedding.num_embeddings
+            beyond = token_ids - self.token_embedding.rows
             known = self.token_embedding(jnp.where(beyond < 0, token_ids, 0))
             learned = vectors[jnp.maximum(beyond, 0)].astype(known.dtype)
             tokens = jnp.where(beyond[..., None] < 0, known, learned)
@@ -103,7 +103,7 @@ class _Embeddings(nnx.Module):
 
 class _SelfAttention(nnx.Module):
     def __init__(self, config: CLIPTextConfig, **setup: Unpack[Setup]) -> None:
-        linear = partial(nnx.Linear, config.hidden_size, config.hidden_size, **setup)
+        linear = partial(Linear, config.hidden_size, config.hidden_size, **setup)
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (linear() for _ in range(4))
         self.heads = config.num_attention_heads
 
@@ -115,8 +115,8 @@ class _SelfAttention(nnx.Module):
 
 class _MLP(nnx.Module):
     def __init__(self, config: CLIPTextConfig, **setup: Unpack[Setup]) -> None:
-        self.fc1 = nnx.Linear(config.hidden_size, config.intermediate_size, **setup)
-        self.fc2 = nnx.Linear(config.intermediate_size, config.hidden_size, **setup)
+        self.fc1 = Linear(config.hidden_size, config.intermediate_size, **setup)
+        self.fc2 = Linear(config.intermediate_size, config.hidden_size, **setup)
         self.activation = config.hidden_act
 
     def __call__(self, x: Array) -> Array:
@@ -125,7 +125,7 @@ class _MLP(nnx.Module):
 
 class _Layer(nnx.Module):
     def __init__(self, config: CLIPTextConfig, **setup: Unpack[Setup]) -> None:
-        norm = partial(nnx.LayerNorm, config.hidden_size, epsilon=config.layer_norm_eps, **setup)
+        norm = partial(LayerNorm, config.hidden_size, epsilon=config.layer_norm_eps, **setup)
         self.layer_norm1 = norm()
         self.self_attn = _SelfAttention(config, **setup)
         self.layer_norm2 = norm()
@@ -145,7 +145,7 @@ class _TextTransformer(nnx.Module):
     def __init__(self, config: CLIPTextConfig, **setup: Unpack[Setup]) -> None:
         self.embeddings = _Embeddings(config, **setup)
         self.encoder = _Encoder(config, **setup)
-        self.final_layer_norm = nnx.LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps, **setup)
+        self.final_layer_norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps, **setup)
 
 
 class CLIPText(nnx.Module):
@@ -156,7 +156,7 @@ class CLIPText(nnx.Module):
         self.text_projection = (
             None
             if config.projection_dim is None
-            else nnx.Linear(config.hidden_size, config.projection_dim, use_bias=False, **setup)
+            else Linear(config.hidden_size, config.projection_dim, use_bias=False, **setup)
         )
         self.config = config
 

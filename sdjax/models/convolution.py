@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from sdjax.models import winograd
+from sdjax.models.product import multiply
 
 TILES_AT_ONCE = 1024
 """Tiles of a picture up to which Winograd's forms work on it whole: a loop over strips costs more than caches gain."""
@@ -28,24 +29,26 @@ class Form(Enum):
 
 
 def choose(
-    picture: tuple[int, int], kernel: tuple[int, ...], *, stride: int, padding: tuple[int, int], backend: str
+    picture: tuple[int, int], weight: tuple[int, ...], *, stride: int, padding: tuple[int, int], backend: str
 ) -> Form:
     """Choose the fastest form that was measured for such a shape (benchmarks/notes.md has the figures).
 
     Args:
         picture: height and width of the input.
-        kernel: (size, size, in, out).
+        weight: (out, in, size, size).
         stride: of both axes.
         padding: of both axes.
         backend: "cpu", "gpu" or "tpu".
     """
-    size, _, narrow, wide = *kernel[:2], *sorted(kernel[2:])
+    size, (narrow, wide) = weight[2], sorted(weight[:2])
     if size == 1 and stride == 1 and padding == (0, 0):
         return Form.POINTWISE
     # GPUs and TPUs have tuned convolutions; on a CPU, XLA's reach three quarters of PyTorch's speed, its products more.
-    if backend != "cpu" or size != 3 or stride != 1 or padding != (1, 1) or narrow < 64:
+    if backend != "cpu" or size != 3 or stride > 2 or padding != (1, 1) or narrow < 64:
         return Form.DIRECT
     pixels = picture[0] * picture[1]
+    if stride == 2:
+        return Form.COLUMNS if pixels <= 16 * 16 else Form.DIRECT
     if pixels >= 64 * 64 and narrow * wide <= 128 * 128:
         return Form.DIRECT
     # The weights of F(4x4) are four times the kernel's, of F(2x2) 16/9: worth it where they are few beside the pixels.
@@ -54,12 +57,12 @@ def choose(
     return Form.WINOGRAD_2 if pixels >= 16 * 16 and narrow * wide <= LARGEST_TRANSFORMED else Form.COLUMNS
 
 
-def conv2d(x: Array, kernel: Array, *, stride: int, padding: tuple[int, int]) -> Array:
+def conv2d(x: Array, weight: Array, *, stride: int, padding: tuple[int, int]) -> Array:
     """Convolve channels-last.
 
     Args:
         x: (batch, height, width, in).
-        kernel: (size, size, in, out), of x's dtype.
+        weight: (out, in, size, size), of x's dtype.
         stride: of both axes.
         padding: zeros before and after, of both axes.
 
@@ -67,25 +70,26 @@ def conv2d(x: Array, kernel: Array, *, stride: int, padding: tuple[int, int]) ->
         (batch, height', width', out) in x's dtype.
     """
     _, height, width, _ = x.shape
-    form = choose((height, width), kernel.shape, stride=stride, padding=padding, backend=jax.default_backend())
+    form = choose((height, width), weight.shape, stride=stride, padding=padding, backend=jax.default_backend())
     match form:
         case Form.POINTWISE:
-            return x @ kernel[0, 0]
+            return multiply(x, weight[..., 0, 0])
         case Form.COLUMNS:
-            return _columns(x, kernel)
+            return _columns(x, weight, stride)
         case Form.WINOGRAD_2 | Form.WINOGRAD_4:
             tile = 2 if form is Form.WINOGRAD_2 else 4
             rows, columns = -(-height // tile), -(-width // tile)
             strip = rows if rows * columns <= TILES_AT_ONCE else max(1, TILES_OF_STRIP // columns)
-            return winograd.conv3x3(x, kernel, tile=tile, strip=strip)
+            return winograd.conv3x3(x, weight, tile=tile, strip=strip)
     return lax.conv_general_dilated(
-        x, kernel, (stride, stride), (padding, padding), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x, weight, (stride, stride), (padding, padding), dimension_numbers=("NHWC", "OIHW", "NHWC")
     )
 
 
-def _columns(x: Array, kernel: Array) -> Array:
-    """Lay the 3x3 surroundings of every pixel side by side, and multiply once."""
-    _, height, width, channels = x.shape
+def _columns(x: Array, weight: Array, stride: int) -> Array:
+    """Lay the 3x3 surroundings of every `stride`-th pixel side by side, channel by channel, and multiply once."""
+    _, height, width, _ = x.shape
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    around = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
-    return jnp.concatenate(around, axis=-1) @ kernel.reshape(9 * channels, -1)
+    around = [padded[:, i : i + height : stride, j : j + width : stride] for i in range(3) for j in range(3)]
+    columns = jnp.stack(around, axis=-1)
+    return multiply(columns.reshape(*columns.shape[:3], -1), weight.reshape(len(weight), -1))

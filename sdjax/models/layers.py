@@ -1,25 +1,30 @@
-"""The layers that every model is built from, channels last.
+"""The layers that every model is built from, channels last, with parameters as PyTorch stores them.
 
-Parameters keep `param_dtype`; arithmetic runs in `dtype`, except that statistics of a norm accumulate in float32.
+Names, shapes and orientation of parameters are the checkpoint's, so that loading is reading: a matrix is (out, in), a
+convolution's kernel (out, in, height, width). Parameters keep the dtype they are made with; arithmetic runs in `dtype`,
+except that statistics of a norm accumulate in float32.
 """
 
-from typing import TypedDict
+from collections.abc import Callable
+from typing import Any, TypeAlias, TypedDict
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array
+from jax import Array, lax
 from jax.typing import DTypeLike
 
 from sdjax.models.convolution import conv2d
+from sdjax.models.product import multiply
+
+MakeParameter: TypeAlias = Callable[[tuple[int, ...], float, float], Any]
+"""Gives what stands for a parameter, from its shape, and the mean and standard deviation of its initial values."""
 
 
 class Setup(TypedDict):
-    """What every layer is built with: the dtypes of arithmetic and parameters, and the source of initial values."""
+    """What every layer is built with: the dtype of arithmetic, and what stands for its parameters."""
 
     dtype: DTypeLike
-    param_dtype: DTypeLike
-    rngs: nnx.Rngs
+    make: MakeParameter
 
 
 class Identity(nnx.Module):
@@ -30,10 +35,41 @@ class Identity(nnx.Module):
         return x
 
 
+class Linear(nnx.Module):
+    """A matrix product over the channels, (..., in) -> (..., out); its weight is (out, in)."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, use_bias: bool = True, dtype: DTypeLike, make: MakeParameter
+    ) -> None:
+        self.weight = nnx.Param(make((out_channels, in_channels), 0.0, in_channels**-0.5))
+        self.bias = nnx.Param(make((out_channels,), 0.0, 0.0)) if use_bias else None
+        self.dtype = dtype
+
+    def __call__(self, x: Array) -> Array:
+        """Multiply; the result has the layer's dtype."""
+        product = multiply(x.astype(self.dtype), self.weight[...].astype(self.dtype))
+        return product if self.bias is None else product + self.bias[...].astype(self.dtype)
+
+
+class Embedding(nnx.Module):
+    """Rows of a table, by their numbers; its weight is (rows, channels)."""
+
+    def __init__(self, rows: int, channels: int, *, dtype: DTypeLike, make: MakeParameter) -> None:
+        self.weight = nnx.Param(make((rows, channels), 0.0, channels**-0.5))
+        self.rows = rows
+        self.dtype = dtype
+
+    def __call__(self, numbers: Array) -> Array:
+        """Map (...) integers to (..., channels); a number out of range is clamped."""
+        chosen: Array = self.weight[...].astype(self.dtype)[numbers]
+        return chosen
+
+
 class Conv(nnx.Module):
     """A square convolution, (batch, height, width, in) -> (batch, height', width', out).
 
-    `padding` is given per side of each axis, as `lax.conv_general_dilated` takes it.
+    Its weight is (out, in, size, size). `padding` is given per side of each axis, as `lax.conv_general_dilated` takes
+    it.
     """
 
     def __init__(
@@ -45,39 +81,47 @@ class Conv(nnx.Module):
         stride: int = 1,
         padding: tuple[int, int] | None = None,
         dtype: DTypeLike,
-        param_dtype: DTypeLike,
-        rngs: nnx.Rngs,
+        make: MakeParameter,
     ) -> None:
-        shape = (kernel_size, kernel_size, in_channels, out_channels)
-        self.kernel = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), shape, param_dtype))
-        self.bias = nnx.Param(jnp.zeros((out_channels,), param_dtype))
+        shape = (out_channels, in_channels, kernel_size, kernel_size)
+        self.weight = nnx.Param(make(shape, 0.0, (in_channels * kernel_size**2) ** -0.5))
+        self.bias = nnx.Param(make((out_channels,), 0.0, 0.0))
         self.stride = stride
         self.padding = (kernel_size // 2, kernel_size // 2) if padding is None else padding
         self.dtype = dtype
 
     def __call__(self, x: Array) -> Array:
         """Convolve; the result has the layer's dtype."""
-        kernel, bias = (parameter[...].astype(self.dtype) for parameter in (self.kernel, self.bias))
-        return conv2d(x.astype(self.dtype), kernel, stride=self.stride, padding=self.padding) + bias
+        weight, bias = (parameter[...].astype(self.dtype) for parameter in (self.weight, self.bias))
+        return conv2d(x.astype(self.dtype), weight, stride=self.stride, padding=self.padding) + bias
+
+
+class LayerNorm(nnx.Module):
+    """Normalisation over the channels (Ba et al. 2016, arXiv 1607.06450)."""
+
+    def __init__(self, channels: int, *, epsilon: float, dtype: DTypeLike, make: MakeParameter) -> None:
+        self.weight = nnx.Param(make((channels,), 1.0, 0.0))
+        self.bias = nnx.Param(make((channels,), 0.0, 0.0))
+        self.epsilon = epsilon
+        self.dtype = dtype
+
+    def __call__(self, x: Array) -> Array:
+        """Normalise (..., channels); the result has the layer's dtype."""
+        wide = x.astype(jnp.float32)
+        centred = wide - wide.mean(-1, keepdims=True)
+        variance = jnp.square(centred).mean(-1, keepdims=True)
+        weight, bias = (parameter[...].astype(jnp.float32) for parameter in (self.weight, self.bias))
+        return (centred * lax.rsqrt(variance + self.epsilon) * weight + bias).astype(self.dtype)
 
 
 class GroupNorm(nnx.Module):
     """Group normalisation over (height, width, channels of a group) (Wu and He 2018, arXiv 1803.08494)."""
 
-    def __init__(
-        self,
-        groups: int,
-        channels: int,
-        *,
-        epsilon: float,
-        dtype: DTypeLike,
-        param_dtype: DTypeLike,
-        rngs: nnx.Rngs,
-    ) -> None:
+    def __init__(self, groups: int, channels: int, *, epsilon: float, dtype: DTypeLike, make: MakeParameter) -> None:
         if channels % groups:
             raise ValueError(f"{channels} channels do not divide into {groups} groups")
-        self.scale = nnx.Param(jnp.ones((channels,), param_dtype))
-        self.bias = nnx.Param(jnp.zeros((channels,), param_dtype))
+        self.weight = nnx.Param(make((channels,), 1.0, 0.0))
+        self.bias = nnx.Param(make((channels,), 0.0, 0.0))
         self.groups = groups
         self.epsilon = epsilon
         self.dtype = dtype
@@ -89,8 +133,8 @@ class GroupNorm(nnx.Module):
         shifted = wide - self._spread(_mean(wide))
         rest = self._spread(_mean(shifted))
         variance = self._spread(_mean(jnp.square(shifted))) - jnp.square(rest)
-        scale, bias = (parameter[...].astype(jnp.float32) for parameter in (self.scale, self.bias))
-        return ((shifted - rest) * (jax.lax.rsqrt(variance + self.epsilon) * scale) + bias).astype(self.dtype)
+        weight, bias = (parameter[...].astype(jnp.float32) for parameter in (self.weight, self.bias))
+        return ((shifted - rest) * (lax.rsqrt(variance + self.epsilon) * weight) + bias).astype(self.dtype)
 
     def _spread(self, means: Array) -> Array:
         """Average the channels' means (batch, ..., channels) over each group, and give it to all of its channels."""

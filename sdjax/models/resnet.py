@@ -6,7 +6,7 @@ from flax import nnx
 from jax import Array
 from typing_extensions import Unpack
 
-from sdjax.models.layers import Conv, GroupNorm, Setup
+from sdjax.models.layers import Conv, GroupNorm, Linear, Setup
 
 
 class ResnetBlock(nnx.Module):
@@ -24,7 +24,7 @@ class ResnetBlock(nnx.Module):
     ) -> None:
         self.norm1 = GroupNorm(groups, in_channels, epsilon=epsilon, **setup)
         self.conv1 = Conv(in_channels, out_channels, 3, **setup)
-        self.time_emb_proj = None if time_channels is None else nnx.Linear(time_channels, out_channels, **setup)
+        self.time_emb_proj = None if time_channels is None else Linear(time_channels, out_channels, **setup)
         self.norm2 = GroupNorm(groups, out_channels, epsilon=epsilon, **setup)
         self.conv2 = Conv(out_channels, out_channels, 3, **setup)
         self.conv_shortcut = None if in_channels == out_channels else Conv(in_channels, out_channels, 1, **setup)

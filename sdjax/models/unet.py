@@ -15,7 +15,7 @@ from typing_extensions import Unpack
 
 from sdjax.models.attention import Transformer2D
 from sdjax.models.config import check_keys, per_block
-from sdjax.models.layers import Conv, GroupNorm, Setup, timestep_embedding
+from sdjax.models.layers import Conv, GroupNorm, Linear, Setup, timestep_embedding
 from sdjax.models.resnet import Downsample, ResnetBlock, Upsample
 
 DOWN_BLOCKS = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}
@@ -159,10 +159,10 @@ class TimestepMLP(nnx.Module):
     def __init__(
         self, in_channels: int, channels: int, *, condition_channels: int | None = None, **setup: Unpack[Setup]
     ) -> None:
-        self.linear_1 = nnx.Linear(in_channels, channels, **setup)
-        self.linear_2 = nnx.Linear(channels, channels, **setup)
+        self.linear_1 = Linear(in_channels, channels, **setup)
+        self.linear_2 = Linear(channels, channels, **setup)
         self.cond_proj = (
-            None if condition_channels is None else nnx.Linear(condition_channels, in_channels, use_bias=False, **setup)
+            None if condition_channels is None else Linear(condition_channels, in_channels, use_bias=False, **setup)
         )
 
     def __call__(self, x: Array, condition: Array | None = None) -> Array:

@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 
 from sdjax.models.attention import attention
 from sdjax.models.config import check_keys
-from sdjax.models.layers import Conv, GroupNorm, Setup
+from sdjax.models.layers import Conv, GroupNorm, Linear, Setup
 from sdjax.models.resnet import Downsample, ResnetBlock, Upsample
 
 EPSILON = 1e-6
@@ -93,8 +93,8 @@ class _PixelAttention(nnx.Module):
 
     def __init__(self, channels: int, *, groups: int, **setup: Unpack[Setup]) -> None:
         self.group_norm = GroupNorm(groups, channels, epsilon=EPSILON, **setup)
-        self.to_q, self.to_k, self.to_v = (nnx.Linear(channels, channels, **setup) for _ in range(3))
-        self.to_out = nnx.List([nnx.Linear(channels, channels, **setup)])
+        self.to_q, self.to_k, self.to_v = (Linear(channels, channels, **setup) for _ in range(3))
+        self.to_out = nnx.List([Linear(channels, channels, **setup)])
 
     def __call__(self, x: Array) -> Array:
         batch, height, width, channels = x.shape

@@ -16,6 +16,8 @@ import numpy as np
 from jax import Array, lax
 from numpy.typing import NDArray
 
+from sdjax.models.product import multiply
+
 
 class Transform(NamedTuple):
     """The paper's matrices A', G and B' of one tile size."""
@@ -58,12 +60,12 @@ TRANSFORMS = {
 """By tile size: F(2x2, 3x3) takes 4 multiplications where the plain sum has 9, F(4x4, 3x3) 2.25, and is less exact."""
 
 
-def conv3x3(x: Array, kernel: Array, *, tile: int, strip: int) -> Array:
+def conv3x3(x: Array, weight: Array, *, tile: int, strip: int) -> Array:
     """Convolve with stride 1 and one row of zeros around.
 
     Args:
         x: (batch, height, width, in), of any size.
-        kernel: (3, 3, in, out), of x's dtype. What is made of it depends on it alone, so a loop may keep it outside.
+        weight: (out, in, 3, 3), of x's dtype. What is made of it depends on it alone, so a loop may keep it outside.
         tile: side of the squares of outputs, a key of `TRANSFORMS`.
         strip: rows of tiles that are worked on at once; a fixed part of a large picture stays in a cache.
 
@@ -74,7 +76,7 @@ def conv3x3(x: Array, kernel: Array, *, tile: int, strip: int) -> Array:
     rows, columns = -(-height // tile), -(-width // tile)
     strip = min(strip, rows)
     strips = -(-rows // strip)
-    places = _transform_kernel(kernel, tile)
+    places = _transform_kernel(weight, tile)
     below, right = strips * strip * tile + 1 - height, columns * tile + 1 - width
     padded = jnp.pad(x, ((0, 0), (1, below), (1, right), (0, 0)))
     if strips == 1:
@@ -89,11 +91,11 @@ def conv3x3(x: Array, kernel: Array, *, tile: int, strip: int) -> Array:
     return out.reshape(batch, strips * strip * tile, columns * tile, -1)[:, :height, :width]
 
 
-def _transform_kernel(kernel: Array, tile: int) -> list[Array]:
-    """G g G': a matrix (in, out) for each of the (tile + 2)**2 places."""
+def _transform_kernel(weight: Array, tile: int) -> list[Array]:
+    """G g G': a matrix (out, in) for each of the (tile + 2)**2 places."""
     G = TRANSFORMS[tile].kernel
     return [
-        _combine(np.outer(down, across).ravel(), [kernel[i, j] for i in range(3) for j in range(3)])
+        _combine(np.outer(down, across).ravel(), [weight[..., i, j] for i in range(3) for j in range(3)])
         for down in G
         for across in G
     ]
@@ -118,7 +120,7 @@ def _convolve_strip(x: Array, places: Sequence[Array], tile: int) -> Array:
         columns_seen = [every(2, j, across) for j in range(size)]
         for j, row in enumerate(B):
             transformed = _combine(row, columns_seen).reshape(-1, channels)
-            products.append(transformed @ places[i * size + j])
+            products.append(multiply(transformed, places[i * size + j]))
     halves = [_apart([_combine(row, products[j::size]) for j in range(size)]) for row in A]
     squares = [[_combine(row, across).reshape(batch, rows, columns, -1) for row in A] for across in halves]
     out = jnp.stack([jnp.stack(across, axis=3) for across in squares], axis=2)

@@ -9,7 +9,7 @@ import torch
 from safetensors.numpy import save_file
 
 from sdjax.loading.lora_names import original_names
-from sdjax.loading.saving import torch_tensors
+from sdjax.loading.saving import tensors_of
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 TEXT = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
@@ -36,7 +36,7 @@ def weights_of(params) -> dict[str, np.ndarray]:
     return {
         f"{component}.{name.removesuffix('.weight')}": tensor
         for component in params
-        for name, tensor in torch_tensors(params[component]).items()
+        for name, tensor in tensors_of(params[component]).items()
         if name.endswith(".weight") and tensor.ndim > 1
     }
 

@@ -8,6 +8,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 
 import sdjax
@@ -324,6 +325,16 @@ def test_a_tokenizer_with_more_words_than_the_encoder_has_rows_is_refused(folder
 # Dtypes
 
 
+@pytest.mark.parametrize("component", ["unet", "vae"])
+def test_parameters_are_the_files_tensors_under_their_own_names(component, folder):
+    stored = load_file(folder / component / f"{STEM}.safetensors")
+    params = load(folder, dtype="float32").params[component]
+    loaded = {".".join(map(str, path)): leaf for path, leaf in flatten_dict(params).items()}
+    assert loaded.keys() == stored.keys()
+    for name, tensor in stored.items():
+        np.testing.assert_array_equal(loaded[name], tensor)
+
+
 @pytest.mark.parametrize("stored", [np.float16, ml_dtypes.bfloat16, np.float64], ids=lambda dtype: dtype.__name__)
 @pytest.mark.parametrize("asked", ["float32", "bfloat16", "float16"])
 def test_weights_are_converted_to_the_dtype_that_was_asked_for(stored, asked, folder):
@@ -333,7 +344,7 @@ def test_weights_are_converted_to_the_dtype_that_was_asked_for(stored, asked, fo
     params = load(folder, dtype=asked).params["unet"]
     assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {asked}
     assert np.array_equal(params["conv_in"]["bias"], tensors["conv_in.bias"].astype(asked))
-    assert np.array_equal(params["conv_in"]["kernel"], tensors["conv_in.weight"].transpose(2, 3, 1, 0).astype(asked))
+    assert np.array_equal(params["conv_in"]["weight"], tensors["conv_in.weight"].astype(asked))
 
 
 @pytest.mark.parametrize("stored", [np.float32, np.float64, ml_dtypes.bfloat16], ids=lambda dtype: dtype.__name__)

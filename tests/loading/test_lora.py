@@ -270,7 +270,7 @@ def test_what_no_adapter_touches_is_the_same_array(params, tmp_path):
 def test_the_result_is_immutable(params, tmp_path):
     merged = apply_lora(params, [(adapter_of(params, tmp_path), 1.0)])
     with pytest.raises(ValueError, match="immutable"):
-        merged["unet"]["conv_in"]["kernel"] = 0
+        merged["unet"]["conv_in"]["weight"] = 0
 
 
 def test_weight_zero_is_no_adapter_at_all(params, tmp_path):

@@ -16,7 +16,7 @@ import sdjax
 from sdjax import CheckpointError
 from sdjax.loading import load
 from sdjax.loading.folder import read_folder
-from sdjax.loading.saving import torch_tensors
+from sdjax.loading.saving import tensors_of
 from sdjax.loading.single_file import read_file
 from sdjax.loading.tokenizer import published_tokenizer
 from sdjax.schedulers import SchedulerConfig, table
@@ -82,12 +82,12 @@ def test_diffusers_reads_the_same_weights_from_the_file(name, layouts, loaded):
     vae = single_file_utils.convert_ldm_vae_checkpoint(dict(both.tensors), config=dict(pipe.vae.config))
     checkpoint = loaded(name)
     for part, theirs in (("unet", unet), ("vae", vae)):
-        mine = torch_tensors(checkpoint.params[part])
+        mine = tensors_of(checkpoint.params[part])
         assert mine.keys() == theirs.keys()
         assert all(np.array_equal(mine[key].reshape(theirs[key].shape), theirs[key]) for key in mine)
     if family.open_clip and family.is_xl:
         theirs = single_file_utils.convert_open_clip_checkpoint(pipe.text_encoder_2, both.tensors, family.open_clip)
-        mine = torch_tensors(checkpoint.params["text_encoder_2"])
+        mine = tensors_of(checkpoint.params["text_encoder_2"])
         assert {key.removeprefix("text_model.") for key in mine} <= {key.removeprefix("text_model.") for key in theirs}
         projection = next(tensor for key, tensor in theirs.items() if key.endswith("text_projection.weight"))
         assert not np.allclose(projection, projection.T, atol=0.1)

@@ -24,12 +24,12 @@ def form(request, monkeypatch):
 def arrays(seed, batch, height, width, narrow, wide):
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((batch, height, width, narrow), np.float32)
-    kernel = rng.standard_normal((3, 3, narrow, wide), np.float32) / np.float32(9 * narrow) ** 0.5
-    return x, kernel
+    weight = rng.standard_normal((wide, narrow, 3, 3), np.float32) / np.float32(9 * narrow) ** 0.5
+    return x, weight
 
 
-def convolved(x, kernel):
-    return compiled(lambda x, kernel: conv2d(x, kernel, stride=1, padding=(1, 1)))(x, kernel)
+def convolved(x, weight):
+    return compiled(lambda x, weight: conv2d(x, weight, stride=1, padding=(1, 1)))(x, weight)
 
 
 def compiled(function):
@@ -44,16 +44,29 @@ SHAPES = st.tuples(*(st.integers(1, most) for most in (3, 13, 13, 9, 9)))
 @given(shape=SHAPES, strip=st.integers(1, 9), seed=st.integers(0, 99))
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
 def test_any_size_gives_what_pytorch_gives(form, shape, strip, seed):
-    x, kernel = arrays(seed, *shape)
+    x, weight = arrays(seed, *shape)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(convolution, "choose", lambda *_, **__: form)
         patch.setattr(convolution, "TILES_AT_ONCE", strip)
         patch.setattr(convolution, "TILES_OF_STRIP", strip)
-        output = convolved(x, kernel)
+        output = convolved(x, weight)
     truth = torch.nn.functional.conv2d(
         torch.from_numpy(x.transpose(0, 3, 1, 2)).double(),
-        torch.from_numpy(kernel.transpose(3, 2, 0, 1)).double(),
+        torch.from_numpy(weight).double(),
         padding=1,
+    )
+    np.testing.assert_allclose(output, truth.numpy().transpose(0, 2, 3, 1), atol=TOLERANCE, rtol=0)
+
+
+@settings(max_examples=5, deadline=None)
+@given(shape=SHAPES, seed=st.integers(0, 99))
+def test_any_size_is_halved_as_pytorch_halves_it(shape, seed):
+    x, weight = arrays(seed, *shape)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convolution, "choose", lambda *_, **__: Form.COLUMNS)
+        output = compiled(lambda x, weight: conv2d(x, weight, stride=2, padding=(1, 1)))(x, weight)
+    truth = torch.nn.functional.conv2d(
+        torch.from_numpy(x.transpose(0, 3, 1, 2)).double(), torch.from_numpy(weight).double(), stride=2, padding=1
     )
     np.testing.assert_allclose(output, truth.numpy().transpose(0, 2, 3, 1), atol=TOLERANCE, rtol=0)
 
@@ -62,14 +75,14 @@ def test_any_size_gives_what_pytorch_gives(form, shape, strip, seed):
 def test_derivatives_are_those_of_xlas_own_convolution(form, strip, monkeypatch):
     monkeypatch.setattr(convolution, "TILES_AT_ONCE", strip)
     monkeypatch.setattr(convolution, "TILES_OF_STRIP", strip)
-    x, kernel = arrays(3, 2, 11, 9, 5, 7)
+    x, weight = arrays(3, 2, 11, 9, 5, 7)
     cotangent = np.random.default_rng(4).standard_normal((2, 11, 9, 7), np.float32)
 
     def derivatives(convolve):
-        return compiled(jax.grad(lambda x, kernel: jnp.vdot(convolve(x, kernel), cotangent), (0, 1)))(x, kernel)
+        return compiled(jax.grad(lambda x, weight: jnp.vdot(convolve(x, weight), cotangent), (0, 1)))(x, weight)
 
     plain = derivatives(
-        lambda x, k: jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        lambda x, k: jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "OIHW", "NHWC"))
     )
     own = derivatives(lambda x, k: conv2d(x, k, stride=1, padding=(1, 1)))
     for ours, expected in zip(own, plain, strict=True):
@@ -77,24 +90,24 @@ def test_derivatives_are_those_of_xlas_own_convolution(form, strip, monkeypatch)
 
 
 def test_wide_kernels_stay_as_exact_as_narrow_ones(form):
-    x, kernel = arrays(5, 1, 16, 16, 640, 64)
+    x, weight = arrays(5, 1, 16, 16, 640, 64)
     truth = torch.nn.functional.conv2d(
         torch.from_numpy(x.transpose(0, 3, 1, 2)).double(),
-        torch.from_numpy(kernel.transpose(3, 2, 0, 1)).double(),
+        torch.from_numpy(weight).double(),
         padding=1,
     )
-    np.testing.assert_allclose(convolved(x, kernel), truth.numpy().transpose(0, 2, 3, 1), atol=TOLERANCE, rtol=0)
+    np.testing.assert_allclose(convolved(x, weight), truth.numpy().transpose(0, 2, 3, 1), atol=TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize("backend", ["gpu", "tpu"])
-@pytest.mark.parametrize("kernel", [(3, 3, 320, 320), (3, 3, 4, 320)])
-def test_accelerators_keep_their_own_convolution(backend, kernel):
-    assert choose((64, 64), kernel, stride=1, padding=(1, 1), backend=backend) is Form.DIRECT
+@pytest.mark.parametrize("weight", [(320, 320, 3, 3), (320, 4, 3, 3)])
+def test_accelerators_keep_their_own_convolution(backend, weight):
+    assert choose((64, 64), weight, stride=1, padding=(1, 1), backend=backend) is Form.DIRECT
 
 
 @pytest.mark.parametrize(("stride", "padding"), [(2, (1, 1)), (2, (0, 1)), (1, (0, 0))])
-def test_only_plain_3x3_convolutions_take_another_form(stride, padding):
-    assert choose((64, 64), (3, 3, 320, 320), stride=stride, padding=padding, backend="cpu") is Form.DIRECT
+def test_a_large_picture_is_halved_by_the_backends_own_form(stride, padding):
+    assert choose((64, 64), (320, 320, 3, 3), stride=stride, padding=padding, backend="cpu") is Form.DIRECT
 
 
 @pytest.mark.parametrize(
@@ -110,4 +123,4 @@ def test_only_plain_3x3_convolutions_take_another_form(stride, padding):
     ],
 )
 def test_a_cpu_transforms_only_kernels_that_are_small_beside_their_picture(side, narrow, wide, expected):
-    assert choose((side, side), (3, 3, narrow, wide), stride=1, padding=(1, 1), backend="cpu") is expected
+    assert choose((side, side), (wide, narrow, 3, 3), stride=1, padding=(1, 1), backend="cpu") is expected

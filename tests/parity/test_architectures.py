@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from reference import ARCHITECTURES, TEXT_TO_IMAGE, channels_first, channels_last, pipeline
 
 import sdjax
-from sdjax.loading.weights import from_torch, tensor_name
+from sdjax.loading.weights import tensor_name
 from sdjax.models import AddedConditioning, UNet, UNetConfig, bind, define
 from sdjax.prompts import tokenize
 
@@ -126,7 +126,7 @@ def test_full_size_sd15_unet_call_agrees():
     config = UNetConfig.from_dict(reference.config)
     definition, shapes = define(UNet, config, dtype="float32", param_dtype="float32")
     tensors = {name: tensor.numpy() for name, tensor in reference.state_dict().items()}
-    leaves = {path: from_torch(path, tensors[tensor_name(path)]) for path in flatten_dict(shapes)}
+    leaves = {path: tensors[tensor_name(path)] for path in flatten_dict(shapes)}
     params = FrozenDict(unflatten_dict(leaves))
     rng = np.random.default_rng(5)
     sample = rng.normal(size=(1, 64, 64, 4)).astype(np.float32)
