@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from sdjax.models import convolution
 from sdjax.models.convolution import Form, choose, conv2d
+from sdjax.staging import split
 
 FORMS = (Form.DIRECT, Form.COLUMNS, Form.WINOGRAD_2, Form.WINOGRAD_4)
 TOLERANCE = 1e-4
@@ -111,3 +112,14 @@ def test_only_plain_3x3_convolutions_take_another_form(stride, padding):
 )
 def test_a_cpu_transforms_only_kernels_that_are_small_beside_their_picture(side, narrow, wide, expected):
     assert choose((side, side), (3, 3, narrow, wide), stride=1, padding=(1, 1), backend="cpu") is expected
+
+
+@pytest.mark.parametrize(("side", "wide", "prepared"), [(32, 64, True), (32, 128, False), (16, 128, True)])
+def test_a_large_kernel_of_a_large_picture_is_transformed_when_it_is_used(side, wide, prepared, monkeypatch):
+    monkeypatch.setattr(convolution, "choose", lambda *_, **__: Form.WINOGRAD_2)
+    monkeypatch.setattr(convolution, "LARGEST_PREPARED", 64 * 64)
+    x, kernel = arrays(5, 1, side, side, 64, wide)
+    early, late = split(lambda kernel, x: conv2d(x, kernel, stride=1, padding=(1, 1)), kernel, x)
+    kept = early(kernel)
+    assert bool(kept) == prepared
+    np.testing.assert_allclose(late(kernel, kept, x), convolved(x, kernel), atol=TOLERANCE, rtol=0)
