@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from benchmarks.cases import Case
 from benchmarks.folders import with_folder
 from benchmarks.models import MODELS
+from sdjax import compiling
 from sdjax.generation import decode
 from sdjax.inputs import tile_of
 from sdjax.measuring import peak_bytes, resident_bytes
@@ -51,7 +52,7 @@ def decoding(model: str, size: int, dtype: str) -> dict[str, dict[str, int]]:
     latents = jax.ShapeDtypeStruct((1, side, side, config.latent_channels), jnp.float32)
     found = {}
     for name, tile in (("whole", None), ("in tiles", tile_of(definition, True, (size, size)))):
-        compiled = jax.jit(partial(decode, definition, tile=tile)).lower({"vae": shapes}, latents).compile()
+        compiled = compiling.jit(partial(decode, definition, tile=tile)).lower({"vae": shapes}, latents).compile()
         analysis = compiled.memory_analysis()
         found[name] = {"temporary_bytes": analysis.temp_size_in_bytes, "picture_bytes": analysis.output_size_in_bytes}
     return found

@@ -22,6 +22,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
+from sdjax import compiling
 from sdjax.batch import Batch, batch_axes
 from sdjax.errors import RequestError
 from sdjax.models import Params
@@ -170,9 +171,9 @@ def by_rows(
 ) -> Callable[..., Result]:
     """Compile a function of (definition, params, *arrays) that works on rows of a batch, each by itself.
 
-    With parameters on one device it is `jax.jit(function)`. On a mesh each device along `data` runs the function on
-    rows of its own, and a loop in it as often as they need. Rows that are missing to a multiple are copies of the last
-    one, and don't come back.
+    With parameters on one device it is `compiling.jit(function)`. On a mesh each device along `data` runs the function
+    on rows of its own, and a loop in it as often as they need. Rows that are missing to a multiple are copies of the
+    last one, and don't come back.
 
     Args:
         function: returns arrays, or trees of them.
@@ -203,15 +204,19 @@ def by_rows(
         return result
 
     traced.__name__ = function.__name__  # of the program, in profiles and dumps
-    compiled = jax.jit(
-        traced,
-        static_argnums=(0, 1),
-        static_argnames=tuple(static_argnames),
-        donate_argnums=tuple(3 + index for index in donated),
-    )
+
+    @cache
+    def program() -> Callable[..., Result]:
+        jitted: Callable[..., Result] = compiling.jit(
+            traced,
+            static_argnums=(0, 1),
+            static_argnames=tuple(static_argnames),
+            donate_argnums=tuple(3 + index for index in donated),
+        )
+        return jitted
 
     def run(definition: Any, params: Params, *arrays: Any, **static: Any) -> Result:
-        mesh = mesh_of(params)
+        mesh, compiled = mesh_of(params), program()
         if mesh is None:
             alone: Result = compiled(definition, None, params, *arrays, **static)
             return alone

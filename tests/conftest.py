@@ -22,4 +22,4 @@ def compilations():
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     yield names
-    jax.monitoring.clear_event_listeners()
+    jax.monitoring.unregister_event_duration_listener(listen)

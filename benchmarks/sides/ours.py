@@ -56,8 +56,9 @@ def prepare(case: Case) -> Prepared:
         batch=case.batch,
         guidance_scale=case.guidance_scale,
     )
-    ready = work(case, definition, params, inputs)
+    # First: what counting leaves in memory is not the model's.
     flops = None if plain is None else _flops(partial(plain, definition, inputs), params)
+    ready = work(case, definition, params, inputs)
     return Prepared(ready.run, _matmul(case), flops, ready.notes)
 
 

@@ -16,6 +16,10 @@ TILES_OF_STRIP = 128
 
 LARGEST_TRANSFORMED = 2**21
 """Inputs times outputs of a kernel above which its transform takes more memory, or time if made anew, than it saves."""
+LARGEST_PREPARED = 2**19
+"""Inputs times outputs of a kernel above which a picture of `MANY` pixels has the transform made when it is used, and
+not before the loop: an eighth of the convolution's time, beside memory that is taken through the whole loop."""
+MANY = 32 * 32
 
 
 class Form(Enum):
@@ -78,6 +82,8 @@ def conv2d(x: Array, weight: Array, *, stride: int, padding: tuple[int, int]) ->
             return _columns(x, weight, stride)
         case Form.WINOGRAD_2 | Form.WINOGRAD_4:
             tile = 2 if form is Form.WINOGRAD_2 else 4
+            if height * width >= MANY and weight.shape[0] * weight.shape[1] > LARGEST_PREPARED:
+                weight, x = lax.optimization_barrier((weight, x))  # type: ignore[no-untyped-call]
             rows, columns = -(-height // tile), -(-width // tile)
             strip = rows if rows * columns <= TILES_AT_ONCE else max(1, TILES_OF_STRIP // columns)
             return winograd.conv3x3(x, weight, tile=tile, strip=strip)

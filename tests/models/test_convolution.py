@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from sdjax.models import convolution
 from sdjax.models.convolution import Form, choose, conv2d
+from sdjax.staging import split
 
 FORMS = (Form.DIRECT, Form.COLUMNS, Form.WINOGRAD_2, Form.WINOGRAD_4)
 TOLERANCE = 1e-4
@@ -124,3 +125,14 @@ def test_a_large_picture_is_halved_by_the_backends_own_form(stride, padding):
 )
 def test_a_cpu_transforms_only_kernels_that_are_small_beside_their_picture(side, narrow, wide, expected):
     assert choose((side, side), (wide, narrow, 3, 3), stride=1, padding=(1, 1), backend="cpu") is expected
+
+
+@pytest.mark.parametrize(("side", "wide", "prepared"), [(32, 64, True), (32, 128, False), (16, 128, True)])
+def test_a_large_kernel_of_a_large_picture_is_transformed_when_it_is_used(side, wide, prepared, monkeypatch):
+    monkeypatch.setattr(convolution, "choose", lambda *_, **__: Form.WINOGRAD_2)
+    monkeypatch.setattr(convolution, "LARGEST_PREPARED", 64 * 64)
+    x, weight = arrays(5, 1, side, side, 64, wide)
+    early, late = split(lambda weight, x: conv2d(x, weight, stride=1, padding=(1, 1)), weight, x)
+    kept = early(weight)
+    assert bool(kept) == prepared
+    np.testing.assert_allclose(late(weight, kept, x), convolved(x, weight), atol=TOLERANCE, rtol=0)

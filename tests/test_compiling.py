@@ -1,0 +1,102 @@
+"""Programs of the package: what XLA plans for them in memory, and what compiling leaves behind."""
+
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from sdjax import compiling
+from sdjax.generation import decode
+from sdjax.pipeline import Pipeline
+
+ON_CPU = pytest.mark.skipif(jax.default_backend() != "cpu", reason="the options are a CPU's")
+
+
+@ON_CPU
+def test_a_decoder_keeps_few_feature_maps_at_once():
+    pipe = Pipeline.from_pretrained()
+    latents = jax.ShapeDtypeStruct((1, 32, 32, pipe.definition.vae_config.latent_channels), jnp.float32)
+    function = partial(decode, pipe.definition)
+    planned, usual = (
+        jit(function).lower(pipe.params, latents).compile().memory_analysis().temp_size_in_bytes
+        for jit in (compiling.jit, jax.jit)
+    )
+    assert planned < usual
+
+
+def test_options_and_giving_back_change_no_number():
+    x = jnp.linspace(-1, 1, 4096).reshape(64, 64)
+
+    def function(x):
+        return jnp.tanh(x @ x).sum(0)
+
+    expected = jax.jit(function)(x)
+    compiling.give_back_freed()
+    assert (compiling.jit(function)(x) == expected).all()
+    assert (x == jnp.linspace(-1, 1, 4096).reshape(64, 64)).all()
+
+
+def test_what_was_freed_is_given_back():
+    # In a process of its own: small pieces, some of which stay, so that the heap can't just become shorter.
+    script = """
+import ctypes, sys
+from sdjax import compiling
+from sdjax.measuring import resident_bytes
+if compiling._malloc_trim() is None:
+    sys.exit("no glibc")
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+pieces = []
+for _ in range(2000):
+    pieces.append(libc.malloc(65536))
+    ctypes.memset(pieces[-1], 1, 65536)
+full = resident_bytes()
+for i, piece in enumerate(pieces):
+    if i % 8 != 7:
+        libc.free(ctypes.c_void_p(piece))
+freed = resident_bytes()
+compiling.give_back_freed()
+print(full - freed, full - resident_bytes())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={"PYTHONPATH": str(Path(compiling.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "no glibc" in done.stderr:
+        pytest.skip("the C library is another one")
+    assert done.returncode == 0, done.stderr
+    before, after = map(int, done.stdout.split())
+    assert before < 10 * 2**20 < 90 * 2**20 < after
+
+
+def test_a_library_that_cannot_give_back_is_left_alone(monkeypatch):
+    monkeypatch.setattr(compiling, "_malloc_trim", lambda: None)
+    compiling.give_back_freed()
+
+
+@pytest.mark.parametrize("error", [TypeError, OSError])
+def test_a_system_without_the_c_library_is_left_alone(monkeypatch, error):
+    def missing(_):
+        raise error
+
+    monkeypatch.setattr(compiling.ctypes, "CDLL", missing)
+    assert compiling._malloc_trim.__wrapped__() is None
+
+
+def test_long_compiling_is_followed_by_giving_back(monkeypatch):
+    given = []
+    monkeypatch.setattr(compiling, "give_back_freed", lambda: given.append(True))
+    monkeypatch.setattr(compiling, "LONG", 0.0)
+    compiling.jit(lambda x: jnp.sin(x) * 3)(jnp.ones(7))
+    assert given
+    count = len(given)
+    monkeypatch.setattr(compiling, "LONG", 1e9)
+    compiling.jit(lambda x: jnp.cos(x) * 3)(jnp.ones(7))
+    assert len(given) == count
