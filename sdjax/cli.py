@@ -6,6 +6,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -13,7 +14,7 @@ import typer
 
 from sdjax import arguments, bench_cli, jobs_cli
 from sdjax.errors import RequestError, SdjaxError
-from sdjax.terminal import keep_compiled_programs, show, stages
+from sdjax.terminal import keep_compiled_programs, show, stages, uncollected
 from sdjax.xla_flags import set_flags
 
 if TYPE_CHECKING:
@@ -122,7 +123,8 @@ def generate(
     paths = _paths(output, len(wanted) * num)
     from sdjax.images import open_picture
 
-    with stages(quiet) as stage:
+    with stages(quiet) as stage, ExitStack() as up_to_the_first:
+        up_to_the_first.enter_context(uncollected())
         stage("loading")
         settings = {
             "steps": steps,
@@ -167,6 +169,7 @@ def generate(
                     print(path, flush=True)
             if not as_json:
                 show(out.images)
+            up_to_the_first.close()
 
 
 @app.command()

@@ -121,19 +121,13 @@ def stage_denoiser(
     still = shapes_of(still_of, cond)
     moving = shapes_of(moving_of, cond, index, jnp.broadcast_to(jnp.float32(0), shape), timesteps)
     with precision(definition.dtype):
-        of_weights, with_weights = split(lambda networks, rest: call(networks, *rest), networks, (still, moving))
-        weights = jax.eval_shape(of_weights, networks)
-        of_still, with_still = split(
-            lambda known, moving: with_weights(known[0], known[1], (known[2], moving)),
-            (networks, weights, still),
-            moving,
-        )
+        of_weights, of_still, of_moving = split(call, networks, still, moving)
 
     def prepare(params: Params, cond: Conditioning) -> Any:
         networks_now = {name: params[name] for name in networks}
         with precision(definition.dtype):
             weights = of_weights(networks_now)
-            return weights, _map(lambda still: of_still((networks_now, weights, still)), still_of(cond))
+            return weights, _map(lambda still: of_still(networks_now, weights, still), still_of(cond))
 
     def predict(
         params: Params, cond: Conditioning, prepared: Any, index: Array, latents: Array, timesteps: Array
@@ -145,7 +139,7 @@ def stage_denoiser(
             # Tied to what changes from step to step, or XLA would make all kernels whole before the loop.
             networks_now, rows = lax.optimization_barrier((networks_now, rows))  # type: ignore[no-untyped-call]
         with precision(definition.dtype):
-            output: Array = _map(lambda row: with_still((networks_now, weights, row[0]), row[1], row[2]), rows)
+            output: Array = _map(lambda row: of_moving(networks_now, weights, *row), rows)
         return output.reshape(shape[0], *output.shape[2:])
 
     return Denoiser(prepare, predict)

@@ -303,7 +303,7 @@ class Pipeline:
         elif output == "numpy":
             drawn = np.stack(self._pictures(request, latents))
         else:
-            drawn = np.asarray(_finite(latents, request))
+            drawn = _finite(latents, request)
         return Output(drawn, request.seeds, {"model": self.name, **request.settings})
 
     def resolve(
@@ -354,12 +354,11 @@ class Pipeline:
         return [images.to_pil(picture[None])[0] for picture in self._pictures(request, latents)]
 
     def _pictures(self, request: Request, latents: ArrayLike) -> list[Any]:
-        decoded = np.asarray(
-            _finite(_decode(self.definition, self.params, _finite(latents, request), tile=request.tile), request)
-        )
+        _finite(latents, request)
+        pictures = _finite(_decode(self.definition, self.params, latents, tile=request.tile), request)
         if not request.canvases:
-            return list(decoded)
-        return [pasted(canvas, picture) for canvas, picture in zip(request.canvases, decoded, strict=True)]
+            return list(pictures)
+        return [pasted(canvas, picture) for canvas, picture in zip(request.canvases, pictures, strict=True)]
 
     def _model(self, request: Request) -> tuple[Definition, Params]:
         return with_controlnets(self.definition, self._merged(request.loras), request.controls)
@@ -398,9 +397,10 @@ def checked_dtype(given: DTypeLike | None) -> Any:
     return dtype
 
 
-def _finite(values: ArrayLike, request: Request) -> ArrayLike:
-    finite = np.asarray(jnp.isfinite(jnp.asarray(values)).reshape(len(request.seeds), -1).all(axis=1))
-    for index in np.flatnonzero(~finite):
+def _finite(values: ArrayLike, request: Request) -> NDArray[Any]:
+    """The values, off the device, where a look at them has nothing to compile."""
+    values = np.asarray(values)
+    for index in np.flatnonzero(~np.isfinite(values).reshape(len(request.seeds), -1).all(axis=1)):
         raise NotFiniteError(
             f"image {index} (seed {request.seeds[index]}) came out as NaN or infinity: the weights hold such numbers, "
             "or their values are too large for the dtype (bfloat16 and float32 reach further than float16)"

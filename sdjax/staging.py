@@ -4,18 +4,13 @@ The models stay plain functions of their parameters; that a kernel's transform o
 depend on the latents is read off the traced program instead of being written down for every layer.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import jax
-from jax import Array
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 from sdjax.models.quantised import MARK
-
-Known = TypeVar("Known")
-Varying = TypeVar("Varying")
-Result = TypeVar("Result")
 
 CHEAP = frozenset(
     {"broadcast_in_dim", "convert_element_type", "iota", "neg", "reshape", "slice", "squeeze", "transpose"}
@@ -25,25 +20,49 @@ LARGEST_KEPT = 2**21
 """Numbers in an array above which it is made anew: the few largest kernels take the most memory and gain the least."""
 
 
-def split(
-    function: Callable[[Known, Varying], Result], known: Known, varying: Varying
-) -> tuple[Callable[[Known], list[Array]], Callable[[Known, Sequence[Array], Varying], Result]]:
-    """Split a function in what depends on its first argument alone, and the rest.
+def split(function: Callable[..., Any], *arguments: Any) -> tuple[Callable[..., Any], ...]:
+    """Split a function in what depends on its first argument alone, what on the first two alone, and so on.
+
+    It is traced once, however many parts there are.
 
     Args:
-        function: of two trees of arrays, without side effects.
-        known: its first argument, or shapes and dtypes like it.
-        varying: its second argument, likewise.
+        function: of trees of arrays, without side effects.
+        arguments: its arguments, or shapes and dtypes like them, those that change least first.
 
     Returns:
-        `early(known)`, the values to keep, and `late(known, kept, varying)`, which gives what
-        `function(known, varying)` does.
+        A function for each argument. With two: `early(known)`, the list of values to keep, and
+        `late(known, kept, varying)`, which gives what `function(known, varying)` does. With three:
+        `first(a)`, `second(a, kept, b)` and `third(a, kept, b, kept_too, c)`.
     """
-    closed, shape = jax.make_jaxpr(function, return_shape=True)(known, varying)
-    jaxpr = closed.jaxpr
-    count = len(jax.tree.leaves(known))
-    at_hand = {*jaxpr.constvars, *jaxpr.invars[:count]}
-    available, early = set(at_hand), []
+    closed, shape = jax.make_jaxpr(function, return_shape=True)(*arguments)
+    rest, known, parts = closed.jaxpr, 0, []
+    for argument in arguments[:-1]:
+        known += len(jax.tree.leaves(argument))
+        early, rest = _divide(rest, known)
+        known += len(early.outvars)
+        parts.append(_as_function(early, closed.consts, None))
+    return *parts, _as_function(rest, closed.consts, jax.tree.structure(shape))
+
+
+def _as_function(jaxpr: Jaxpr, consts: list[Any], structure: Any) -> Callable[..., Any]:
+    """A function of trees whose leaves are the program's inputs; None as the structure of its result is a list."""
+    evaluate = jaxpr_as_fun(ClosedJaxpr(jaxpr, consts))
+
+    def function(*arguments: Any) -> Any:
+        results = evaluate(*jax.tree.leaves(arguments))
+        return results if structure is None else jax.tree.unflatten(structure, results)
+
+    return function
+
+
+def _divide(jaxpr: Jaxpr, count: int) -> tuple[Jaxpr, Jaxpr]:
+    """Divide a program in what depends on its first `count` inputs alone, and the rest.
+
+    Returns:
+        Of those inputs, what to keep; and of those inputs, what was kept and the other inputs, what the program gives.
+    """
+    known, varying = jaxpr.invars[:count], jaxpr.invars[count:]
+    available, early = {*jaxpr.constvars, *known}, []
     restored: set[Any] = set()  # kernels from int8 and what is made of them alone: kept, they would undo the saving
     for equation in jaxpr.eqns:
         if not equation.effects and all(isinstance(v, Literal) or v in available for v in equation.invars):
@@ -59,7 +78,7 @@ def split(
         is_kept = (
             equation.primitive.name not in CHEAP
             and restored.isdisjoint(equation.outvars)
-            and all(v.aval.size <= LARGEST_KEPT for v in equation.outvars)
+            and all(v.aval.size <= LARGEST_KEPT for v in equation.outvars)  # type: ignore[attr-defined]
         )
         if not is_early or (not is_kept and not later.isdisjoint(equation.outvars)):
             later.update(v for v in equation.invars if not isinstance(v, Literal))
@@ -74,22 +93,7 @@ def split(
             first.append(equation)
     first.reverse()
 
-    def run(inputs: Sequence[Any], outputs: Sequence[Any], equations: Sequence[Any]) -> Callable[..., list[Array]]:
-        part = Jaxpr(jaxpr.constvars, inputs, outputs, equations, debug_info=jaxpr.debug_info)
-        evaluated: Callable[..., list[Array]] = jaxpr_as_fun(ClosedJaxpr(part, closed.consts))
-        return evaluated
+    def part(inputs: list[Any], outputs: list[Any], equations: list[Any]) -> Jaxpr:
+        return Jaxpr(jaxpr.constvars, inputs, outputs, equations, debug_info=jaxpr.debug_info)
 
-    run_early = run(jaxpr.invars[:count], kept, first)
-    run_late = run([*jaxpr.invars[:count], *kept, *jaxpr.invars[count:]], jaxpr.outvars, rest)
-    structure = jax.tree.structure(shape)
-
-    def evaluate_early(known: Known) -> list[Array]:
-        return run_early(*jax.tree.leaves(known))
-
-    def evaluate_late(known: Known, kept: Sequence[Array], varying: Varying) -> Result:
-        result: Result = jax.tree.unflatten(
-            structure, run_late(*jax.tree.leaves(known), *kept, *jax.tree.leaves(varying))
-        )
-        return result
-
-    return evaluate_early, evaluate_late
+    return part(known, kept, first), part([*known, *kept, *varying], jaxpr.outvars, rest)

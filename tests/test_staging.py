@@ -54,3 +54,29 @@ def test_what_is_not_kept_is_made_on_both_sides_where_both_need_it():
     early, late = split(uses_twice, KNOWN, VARYING)
     assert [x.shape for x in early(KNOWN)] == [()]
     np.testing.assert_allclose(late(KNOWN, early(KNOWN), VARYING), uses_twice(KNOWN, VARYING), rtol=1e-6)
+
+
+def test_three_parts_each_compute_what_the_part_before_could_not():
+    def nested(first, second, third):
+        return jnp.sin(jnp.exp(first) * second) + jnp.cos(first) * third
+
+    one, two, three = split(nested, *(jnp.full(2, x) for x in (0.5, 2.0, 3.0)))
+    a, b, c = (jnp.array([x, -x]) for x in (0.3, 1.5, 4.0))
+    kept = one(a)
+    assert len(kept) == 2  # the exponential and the cosine
+    kept_too = two(a, kept, b)
+    assert "exp" not in str(jax.make_jaxpr(two)(a, kept, b))
+    last = str(jax.make_jaxpr(three)(a, kept, b, kept_too, c))
+    assert not any(name in last for name in ("exp", "sin", "cos"))
+    np.testing.assert_allclose(three(a, kept, b, kept_too, c), nested(a, b, c), rtol=1e-6)
+
+
+def test_however_many_parts_it_is_traced_once():
+    traced = []
+
+    def counted(first, second, third):
+        traced.append(1)
+        return first + second * third
+
+    split(counted, *jnp.ones((3, 2)))
+    assert len(traced) == 1

@@ -8,9 +8,10 @@ array before it multiplies, which costs more than the product does in a UNet's l
 
 import operator
 from collections.abc import Sequence
-from functools import reduce
+from functools import partial, reduce
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -72,11 +73,19 @@ def conv3x3(x: Array, weight: Array, *, tile: int, strip: int) -> Array:
     Returns:
         (batch, height, width, out).
     """
+    out: Array = _convolve(x, _transform_kernel(weight, tile), tile, min(strip, -(-x.shape[1] // tile)))
+    return out
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _convolve(x: Array, places: Sequence[Array], tile: int, strip: int) -> Array:
+    """Convolve with a transformed kernel.
+
+    A function of its own in the program: traced and lowered once for all layers of a shape, which is most of both.
+    """
     batch, height, width, channels = x.shape
     rows, columns = -(-height // tile), -(-width // tile)
-    strip = min(strip, rows)
     strips = -(-rows // strip)
-    places = _transform_kernel(weight, tile)
     below, right = strips * strip * tile + 1 - height, columns * tile + 1 - width
     padded = jnp.pad(x, ((0, 0), (1, below), (1, right), (0, 0)))
     if strips == 1:
@@ -91,14 +100,15 @@ def conv3x3(x: Array, weight: Array, *, tile: int, strip: int) -> Array:
     return out.reshape(batch, strips * strip * tile, columns * tile, -1)[:, :height, :width]
 
 
+@partial(jax.jit, static_argnums=1, inline=True)
 def _transform_kernel(weight: Array, tile: int) -> list[Array]:
-    """G g G': a matrix (out, in) for each of the (tile + 2)**2 places."""
+    """G g G': a matrix (out, in) for each of the (tile + 2)**2 places.
+
+    Traced once for all kernels of a shape too, but inlined: which of them to keep is `sdjax.staging`'s choice.
+    """
     G = TRANSFORMS[tile].kernel
-    return [
-        _combine(np.outer(down, across).ravel(), [weight[..., i, j] for i in range(3) for j in range(3)])
-        for down in G
-        for across in G
-    ]
+    parts = [weight[..., i, j] for i in range(3) for j in range(3)]
+    return [_combine(np.outer(down, across).ravel(), parts) for down in G for across in G]
 
 
 def _convolve_strip(x: Array, places: Sequence[Array], tile: int) -> Array:
