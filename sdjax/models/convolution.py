@@ -5,6 +5,7 @@ from enum import Enum
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from sdjax.models import winograd
 from sdjax.models.product import multiply
@@ -33,7 +34,13 @@ class Form(Enum):
 
 
 def choose(
-    picture: tuple[int, int], weight: tuple[int, ...], *, stride: int, padding: tuple[int, int], backend: str
+    picture: tuple[int, int],
+    weight: tuple[int, ...],
+    *,
+    stride: int,
+    padding: tuple[int, int],
+    dtype: DTypeLike,
+    backend: str,
 ) -> Form:
     """Choose the fastest form that was measured for such a shape (benchmarks/notes.md has the figures).
 
@@ -42,6 +49,7 @@ def choose(
         weight: (out, in, size, size).
         stride: of both axes.
         padding: of both axes.
+        dtype: of the arithmetic.
         backend: "cpu", "gpu" or "tpu".
     """
     size, (narrow, wide) = weight[2], sorted(weight[:2])
@@ -49,6 +57,9 @@ def choose(
         return Form.POINTWISE
     # GPUs and TPUs have tuned convolutions; on a CPU, XLA's reach three quarters of PyTorch's speed, its products more.
     if backend != "cpu" or size != 3 or stride > 2 or padding != (1, 1) or narrow < 64:
+        return Form.DIRECT
+    # A transform multiplies rounding errors: F(4x4) in bfloat16 would be wrong by 5 % of the output, instead of 0.2.
+    if jnp.dtype(dtype).itemsize < 4:
         return Form.DIRECT
     pixels = picture[0] * picture[1]
     if stride == 2:
@@ -74,7 +85,9 @@ def conv2d(x: Array, weight: Array, *, stride: int, padding: tuple[int, int]) ->
         (batch, height', width', out) in x's dtype.
     """
     _, height, width, _ = x.shape
-    form = choose((height, width), weight.shape, stride=stride, padding=padding, backend=jax.default_backend())
+    form = choose(
+        (height, width), weight.shape, stride=stride, padding=padding, dtype=x.dtype, backend=jax.default_backend()
+    )
     match form:
         case Form.POINTWISE:
             return multiply(x, weight[..., 0, 0])

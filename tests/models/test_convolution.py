@@ -100,15 +100,30 @@ def test_wide_kernels_stay_as_exact_as_narrow_ones(form):
     np.testing.assert_allclose(convolved(x, weight), truth.numpy().transpose(0, 2, 3, 1), atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.parametrize(("dtype", "allowed"), [("bfloat16", 2**-8), ("float16", 2**-11), ("float32", 1e-4)])
+def test_no_form_adds_to_what_half_precision_loses(dtype, allowed):
+    x, weight = (jnp.asarray(array, dtype) for array in arrays(6, 1, 64, 64, 320, 320))
+    truth = torch.nn.functional.conv2d(
+        torch.from_numpy(np.asarray(x, np.float64).transpose(0, 3, 1, 2)),
+        torch.from_numpy(np.asarray(weight, np.float64)),
+        padding=1,
+    )
+    error = np.asarray(convolved(x, weight), np.float64) - truth.numpy().transpose(0, 2, 3, 1)
+    assert np.sqrt(np.square(error).mean()) < allowed  # of outputs of order one, rounded to the dtype
+
+
 @pytest.mark.parametrize("backend", ["gpu", "tpu"])
 @pytest.mark.parametrize("weight", [(320, 320, 3, 3), (320, 4, 3, 3)])
 def test_accelerators_keep_their_own_convolution(backend, weight):
-    assert choose((64, 64), weight, stride=1, padding=(1, 1), backend=backend) is Form.DIRECT
+    assert choose((64, 64), weight, stride=1, padding=(1, 1), dtype="float32", backend=backend) is Form.DIRECT
 
 
 @pytest.mark.parametrize(("stride", "padding"), [(2, (1, 1)), (2, (0, 1)), (1, (0, 0))])
 def test_a_large_picture_is_halved_by_the_backends_own_form(stride, padding):
-    assert choose((64, 64), (320, 320, 3, 3), stride=stride, padding=padding, backend="cpu") is Form.DIRECT
+    assert (
+        choose((64, 64), (320, 320, 3, 3), stride=stride, padding=padding, dtype="float32", backend="cpu")
+        is Form.DIRECT
+    )
 
 
 @pytest.mark.parametrize(
@@ -124,7 +139,9 @@ def test_a_large_picture_is_halved_by_the_backends_own_form(stride, padding):
     ],
 )
 def test_a_cpu_transforms_only_kernels_that_are_small_beside_their_picture(side, narrow, wide, expected):
-    assert choose((side, side), (wide, narrow, 3, 3), stride=1, padding=(1, 1), backend="cpu") is expected
+    assert (
+        choose((side, side), (wide, narrow, 3, 3), stride=1, padding=(1, 1), dtype="float32", backend="cpu") is expected
+    )
 
 
 @pytest.mark.parametrize(("side", "wide", "prepared"), [(32, 64, True), (32, 128, False), (16, 128, True)])

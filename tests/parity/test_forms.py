@@ -34,10 +34,10 @@ def forms(request, monkeypatch):
     """One form for all 3x3 convolutions, and attention whole or in blocks of a few queries and keys."""
     form, short = request.param
 
-    def chosen(picture, weight, *, stride, padding, backend):
+    def chosen(picture, weight, *, stride, padding, **rest):
         if weight[2] == 3 and stride == 1 and padding == (1, 1):
             return form
-        return CHOOSE(picture, weight, stride=stride, padding=padding, backend=backend)
+        return CHOOSE(picture, weight, stride=stride, padding=padding, **rest)
 
     monkeypatch.setattr(convolution, "choose", chosen)
     for name, value in {"SHORT": short, "QUERIES_AT_ONCE": 16, "KEYS_AT_ONCE": 10}.items():
