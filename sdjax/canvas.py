@@ -181,9 +181,10 @@ def _crop(shape: tuple[int, ...], size: Size) -> tuple[float, float, float, floa
     """The largest region around the centre that has the proportions of `size` (width, height)."""
     height, width = shape[:2]
     scale = min(width / size[0], height / size[1])
-    wide, tall = size[0] * scale, size[1] * scale
+    # Rounding must not take the region a last bit out of the picture: Pillow refuses that.
+    wide, tall = min(size[0] * scale, width), min(size[1] * scale, height)
     left, top = (width - wide) / 2, (height - tall) / 2
-    return left, top, left + wide, top + tall
+    return left, top, min(left + wide, width), min(top + tall, height)
 
 
 def _stretched(array: Plane, size: Size) -> Plane:

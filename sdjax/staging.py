@@ -12,9 +12,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 from sdjax.models.quantised import MARK
 
-CHEAP = frozenset(
-    {"broadcast_in_dim", "convert_element_type", "iota", "neg", "reshape", "slice", "squeeze", "transpose"}
-)
+CHEAP = frozenset({"broadcast_in_dim", "convert_element_type", "iota", "neg", "reshape", "slice", "squeeze"})
 """Operations that make nothing new: their results are not kept where what they are made from is at hand."""
 LARGEST_KEPT = 2**21
 """Numbers in an array above which it is made anew: the few largest kernels take the most memory and gain the least."""

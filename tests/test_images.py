@@ -167,6 +167,15 @@ def test_a_picture_of_the_right_size_is_not_touched():
     assert np.array_equal(canvas(image, None, size=(None, None), multiple=8, largest=64).pixels, image)
 
 
+def test_rounding_takes_no_crop_out_of_its_picture():
+    too_far = [(width, side) for width in range(1, 91) for side in range(8, 513, 8) if width / side * side > width]
+    assert too_far
+    for width, side in too_far:
+        image = np.full((90, width, 3), 255, np.uint8)
+        made = canvas(image, None, size=(side, side), multiple=8, largest=64)
+        assert made.pixels.min() == 255
+
+
 def test_a_picture_is_cropped_around_its_centre():
     image = np.zeros((16, 48, 3), np.uint8)
     image[:, 16:32] = 255

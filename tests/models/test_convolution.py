@@ -1,5 +1,7 @@
 """Every form of a convolution gives the numbers, and the derivatives, of XLA's own."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,6 +112,13 @@ def test_no_form_adds_to_what_half_precision_loses(dtype, allowed):
     )
     error = np.asarray(convolved(x, weight), np.float64) - truth.numpy().transpose(0, 2, 3, 1)
     assert np.sqrt(np.square(error).mean()) < allowed  # of outputs of order one, rounded to the dtype
+
+
+def test_a_loop_gives_xlas_own_convolution_a_kernel_in_the_order_that_it_is_fast_in():
+    x, weight = arrays(7, 3, 8, 8, 16, 16)
+    each = jax.jit(lambda x, weight: jax.lax.map(lambda row: conv2d(row[None], weight, stride=1, padding=(1, 1)), x))
+    orders = re.findall(r"dim_labels=b01f_(\w+)->", each.lower(x, weight).compile().as_text())
+    assert orders == ["01io"]
 
 
 @pytest.mark.parametrize("backend", ["gpu", "tpu"])
