@@ -10,10 +10,10 @@ from jax.typing import DTypeLike
 from sdjax.models import winograd
 from sdjax.models.product import multiply
 
-TILES_AT_ONCE = 1024
-"""Tiles of a picture up to which Winograd's forms work on it whole: a loop over strips costs more than caches gain."""
-TILES_OF_STRIP = 128
-"""Tiles of a strip of a larger picture, which stay in a cache from the first transform to the last."""
+LARGEST_WHOLE = 2**21
+"""Tiles times channels of a picture up to which Winograd's forms work on it whole."""
+TILES_OF_STRIP = 1024
+"""Tiles of a strip of a larger picture, which takes less memory. Every strip is compiled anew."""
 
 LARGEST_TRANSFORMED = 2**21
 """Inputs times outputs of a kernel above which its transform takes more memory, or time if made anew, than it saves."""
@@ -64,7 +64,7 @@ def choose(
     pixels = picture[0] * picture[1]
     if stride == 2:
         return Form.COLUMNS if pixels <= 16 * 16 else Form.DIRECT
-    if pixels >= 64 * 64 and narrow * wide <= 128 * 128:
+    if pixels > 256 * 256 or (pixels >= 64 * 64 and narrow * wide <= 128 * 128):
         return Form.DIRECT
     # The weights of F(4x4) are four times the kernel's, of F(2x2) 16/9: worth it where they are few beside the pixels.
     if pixels >= 64 * 64 or (pixels >= 32 * 32 and narrow * wide <= 640 * 640):
@@ -84,7 +84,7 @@ def conv2d(x: Array, weight: Array, *, stride: int, padding: tuple[int, int]) ->
     Returns:
         (batch, height', width', out) in x's dtype.
     """
-    _, height, width, _ = x.shape
+    _, height, width, channels = x.shape
     backend = jax.default_backend()
     form = choose((height, width), weight.shape, stride=stride, padding=padding, dtype=x.dtype, backend=backend)
     match form:
@@ -97,7 +97,7 @@ def conv2d(x: Array, weight: Array, *, stride: int, padding: tuple[int, int]) ->
             if height * width >= MANY and weight.shape[0] * weight.shape[1] > LARGEST_PREPARED:
                 weight, x = lax.optimization_barrier((weight, x))  # type: ignore[no-untyped-call]
             rows, columns = -(-height // tile), -(-width // tile)
-            strip = rows if rows * columns <= TILES_AT_ONCE else max(1, TILES_OF_STRIP // columns)
+            strip = rows if rows * columns * channels <= LARGEST_WHOLE else max(1, TILES_OF_STRIP // columns)
             return winograd.conv3x3(x, weight, tile=tile, strip=strip)
     order = "OIHW"
     if backend == "cpu":

@@ -68,12 +68,12 @@ def conv3x3(x: Array, weight: Array, *, tile: int, strip: int) -> Array:
         x: (batch, height, width, in), of any size.
         weight: (out, in, 3, 3), of x's dtype. What is made of it depends on it alone, so a loop may keep it outside.
         tile: side of the squares of outputs, a key of `TRANSFORMS`.
-        strip: rows of tiles that are worked on at once; a fixed part of a large picture stays in a cache.
+        strip: rows of tiles that are worked on at once, which bounds the memory that a large picture takes.
 
     Returns:
         (batch, height, width, out).
     """
-    out: Array = _convolve(x, _transform_kernel(weight, tile), tile, min(strip, -(-x.shape[1] // tile)))
+    out: Array = _convolve(x, _transform_kernel(weight, tile), tile, strip)
     return out
 
 
@@ -83,21 +83,24 @@ def _convolve(x: Array, places: Sequence[Array], tile: int, strip: int) -> Array
 
     A function of its own in the program: traced and lowered once for all layers of a shape, which is most of both.
     """
-    batch, height, width, channels = x.shape
+    batch, height, width, _ = x.shape
     rows, columns = -(-height // tile), -(-width // tile)
-    strips = -(-rows // strip)
-    below, right = strips * strip * tile + 1 - height, columns * tile + 1 - width
-    padded = jnp.pad(x, ((0, 0), (1, below), (1, right), (0, 0)))
-    if strips == 1:
-        return _convolve_strip(padded, places, tile)[:, :height, :width]
 
-    def one_strip(index: Array) -> Array:
-        start = (index // strips, index % strips * strip * tile, 0, 0)
-        seen = lax.dynamic_slice(padded, start, (1, strip * tile + 2, padded.shape[2], channels))
-        return _convolve_strip(seen, places, tile)[0]
+    def convolved(first: int) -> Array:
+        """The strip that begins with a row of tiles."""
+        top, bottom = first * tile, min(first + strip, rows) * tile
+        seen = x[:, max(top - 1, 0) : bottom + 1]
+        around = ((0, 0), (int(top == 0), max(bottom + 1 - height, 0)), (1, columns * tile + 1 - width), (0, 0))
+        return _convolve_strip(jnp.pad(seen, around), places, tile)
 
-    out: Array = lax.map(one_strip, jnp.arange(batch * strips))
-    return out.reshape(batch, strips * strip * tile, columns * tile, -1)[:, :height, :width]
+    if strip >= rows:
+        return convolved(0)[:, :height, :width]
+    # Not a loop: in one, XLA's CPU backend does the transforms on one core. Written one after the other into the same
+    # memory, for joining them in the end would take it twice.
+    out = jnp.zeros((batch, rows * tile, columns * tile, places[0].shape[0]), x.dtype)
+    for first in range(0, rows, strip):
+        out = lax.dynamic_update_slice_in_dim(out, convolved(first), first * tile, axis=1)
+    return out[:, :height, :width]
 
 
 @partial(jax.jit, static_argnums=1, inline=True)

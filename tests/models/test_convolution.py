@@ -50,7 +50,7 @@ def test_any_size_gives_what_pytorch_gives(form, shape, strip, seed):
     x, weight = arrays(seed, *shape)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(convolution, "choose", lambda *_, **__: form)
-        patch.setattr(convolution, "TILES_AT_ONCE", strip)
+        patch.setattr(convolution, "LARGEST_WHOLE", strip)
         patch.setattr(convolution, "TILES_OF_STRIP", strip)
         output = convolved(x, weight)
     truth = torch.nn.functional.conv2d(
@@ -76,7 +76,7 @@ def test_any_size_is_halved_as_pytorch_halves_it(shape, seed):
 
 @pytest.mark.parametrize("strip", [4, 4096])
 def test_derivatives_are_those_of_xlas_own_convolution(form, strip, monkeypatch):
-    monkeypatch.setattr(convolution, "TILES_AT_ONCE", strip)
+    monkeypatch.setattr(convolution, "LARGEST_WHOLE", strip)
     monkeypatch.setattr(convolution, "TILES_OF_STRIP", strip)
     x, weight = arrays(3, 2, 11, 9, 5, 7)
     cotangent = np.random.default_rng(4).standard_normal((2, 11, 9, 7), np.float32)
@@ -143,7 +143,8 @@ def test_a_large_picture_is_halved_by_the_backends_own_form(stride, padding):
         (16, 1280, 1280, Form.WINOGRAD_2),
         (16, 2560, 1280, Form.COLUMNS),
         (8, 1280, 1280, Form.COLUMNS),
-        (512, 256, 128, Form.WINOGRAD_4),
+        (256, 512, 256, Form.WINOGRAD_4),
+        (512, 256, 128, Form.DIRECT),
         (512, 128, 128, Form.DIRECT),
     ],
 )
