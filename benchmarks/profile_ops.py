@@ -17,6 +17,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import torch
+from flax import nnx
 from torch.nn import functional
 
 from benchmarks import random_values
@@ -157,12 +158,18 @@ def _filled(shape: tuple[int, ...], mean: float, deviation: float) -> jax.Array:
     return jnp.full(shape, mean)
 
 
+def _normalising(norm: Any, after: Callable[[Any], Any], x: Any) -> Callable[[], object]:
+    """A norm whose parameters are arguments: as constants of the program, ones and zeros would be left out of it."""
+    definition, params = nnx.split(norm)
+    return _compiled(lambda params, xs: after(nnx.merge(definition, params)(xs[0])), params, jnp.asarray(x))
+
+
 def _group_norm(arrays: list[Any], groups: int) -> Sides:
     channels = arrays[0].shape[-1]
     norm = layers.GroupNorm(groups, channels, epsilon=1e-5, dtype="float32", make=_filled)
     weight = torch.ones(channels)
     return Sides(
-        _compiled(lambda _, xs: jax.nn.silu(norm(xs[0])), (), jnp.asarray(arrays[0])),
+        _normalising(norm, jax.nn.silu, arrays[0]),
         lambda: functional.silu(functional.group_norm(_picture(arrays[0]), groups, weight, weight, 1e-5)),
     )
 
@@ -170,7 +177,7 @@ def _group_norm(arrays: list[Any], groups: int) -> Sides:
 def _layer_norm(arrays: list[Any]) -> Sides:
     norm = layers.LayerNorm(arrays[0].shape[-1], epsilon=1e-5, dtype="float32", make=_filled)
     return Sides(
-        _compiled(lambda _, xs: norm(xs[0]), (), jnp.asarray(arrays[0])),
+        _normalising(norm, lambda x: x, arrays[0]),
         lambda: functional.layer_norm(torch.from_numpy(arrays[0]), arrays[0].shape[-1:]),
     )
 

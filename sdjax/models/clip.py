@@ -94,7 +94,7 @@ class _Embeddings(nnx.Module):
         if vectors is None:
             tokens = self.token_embedding(token_ids)
         else:
-            beyond = token_ids - self.token_embedding.rows
+            beyond = token_ids - self.token_embedding.weight.shape[0]
             known = self.token_embedding(jnp.where(beyond < 0, token_ids, 0))
             learned = vectors[jnp.maximum(beyond, 0)].astype(known.dtype)
             tokens = jnp.where(beyond[..., None] < 0, known, learned)

@@ -56,7 +56,6 @@ class Embedding(nnx.Module):
 
     def __init__(self, rows: int, channels: int, *, dtype: DTypeLike, make: MakeParameter) -> None:
         self.weight = nnx.Param(make((rows, channels), 0.0, channels**-0.5))
-        self.rows = rows
         self.dtype = dtype
 
     def __call__(self, numbers: Array) -> Array:
