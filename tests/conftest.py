@@ -4,10 +4,15 @@ import jax
 import pytest
 
 from sdjax.terminal import keep_compiled_programs
+from sdjax.xla_flags import set_flags
 
 
 def pytest_configure():
-    """What one test compiles, or a process that it starts, serves all the others, in every worker."""
+    """What one test compiles, or a process that it starts, serves all the others, in every worker.
+
+    Flags differ in the last bit of what is computed, so they are those of the command and the server here too.
+    """
+    set_flags()
     keep_compiled_programs()
 
 

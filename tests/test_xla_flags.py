@@ -1,44 +1,67 @@
-"""XLA's flags for GPUs: set where the user has not, and known to the installed release."""
+"""XLA's flags: set where the user has not, known to the installed release, and without a say in what is drawn."""
 
 import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from sdjax import xla_flags
-from sdjax.xla_flags import GPU_FLAGS, merged
+from sdjax.xla_flags import CPU_FLAGS, GPU_FLAGS, flags_for, merged
 
-OURS = [f"{name}={value}" for name, value in GPU_FLAGS.items()]
+OF_CPU, OF_GPU = ([f"{name}={value}" for name, value in flags.items()] for flags in (CPU_FLAGS, GPU_FLAGS))
 
 
 @pytest.mark.parametrize(
-    ("given", "has_cuda", "flags"),
+    ("given", "flags"),
     [
-        ("", True, OURS),
-        ("", False, []),
-        ("--xla_dump_to=/tmp/x", False, ["--xla_dump_to=/tmp/x"]),
-        ("--xla_dump_to=/tmp/x", True, [*OURS, "--xla_dump_to=/tmp/x"]),
-        ("--xla_gpu_triton_gemm_any=false", True, [OURS[1], "--xla_gpu_triton_gemm_any=false"]),
-        (" ".join(OURS), True, OURS),
+        ("", OF_GPU),
+        ("--xla_dump_to=/tmp/x", [*OF_GPU, "--xla_dump_to=/tmp/x"]),
+        ("--xla_gpu_triton_gemm_any=false", [OF_GPU[1], "--xla_gpu_triton_gemm_any=false"]),
+        (" ".join(OF_GPU), OF_GPU),
     ],
 )
-def test_flags_that_the_user_sets_win(given, has_cuda, flags):
-    assert merged(given, has_cuda=has_cuda).split() == flags
+def test_flags_that_the_user_sets_win(given, flags):
+    assert merged(given, GPU_FLAGS).split() == flags
 
 
-def test_they_are_in_the_environment_where_jax_runs_on_nvidia_gpus(monkeypatch):
+@pytest.mark.parametrize(
+    ("plugins", "flags"),
+    [([], CPU_FLAGS), (["jax-cuda12-plugin"], GPU_FLAGS), (["jax-cuda13-plugin"], GPU_FLAGS), (["libtpu"], {})],
+)
+def test_every_backend_has_its_own(plugins, flags):
+    assert flags_for(plugins) == flags
+
+
+def test_they_are_in_the_environment(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=/tmp/x")
-    monkeypatch.setattr(xla_flags, "_has_cuda", lambda: True)
+    monkeypatch.setattr(xla_flags, "_installed_plugins", lambda: ["jax-cuda12-plugin"])
     xla_flags.set_flags()
-    assert os.environ["XLA_FLAGS"].split() == [*OURS, "--xla_dump_to=/tmp/x"]
+    assert os.environ["XLA_FLAGS"].split() == [*OF_GPU, "--xla_dump_to=/tmp/x"]
 
 
 def test_the_installed_release_knows_them():
     # An unknown flag ends the process.
+    run("import jax; jax.devices()", " ".join([*OF_CPU, *OF_GPU]))
+
+
+def test_those_for_a_cpu_change_a_picture_by_rounding_alone(tmp_path):
+    drawn = []
+    for i, flags in enumerate(["", *OF_CPU]):
+        path = tmp_path / f"{i}.npy"
+        draw = "sdjax.Pipeline.from_pretrained()('a red circle', seed=1, steps=4, output='latents').images"
+        run(f"import numpy, sdjax; numpy.save({str(path)!r}, {draw})", flags)
+        drawn.append(np.load(path))
+    plain, flagged = drawn
+    np.testing.assert_allclose(flagged, plain, atol=2e-5)
+    assert np.abs(plain).max() > 1
+
+
+def run(program, flags):
     done = subprocess.run(
-        [sys.executable, "-c", "import jax; jax.devices()"],
-        env={**os.environ, "XLA_FLAGS": " ".join(OURS)},
+        [sys.executable, "-c", program],
+        env={**os.environ, "XLA_FLAGS": flags},
         capture_output=True,
         text=True,
         check=False,

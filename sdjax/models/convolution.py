@@ -17,10 +17,9 @@ TILES_OF_STRIP = 1024
 
 LARGEST_TRANSFORMED = 2**21
 """Inputs times outputs of a kernel above which its transform takes more memory, or time if made anew, than it saves."""
-LARGEST_PREPARED = 2**19
-"""Inputs times outputs of a kernel above which a picture of `MANY` pixels has the transform made when it is used, and
-not before the loop: an eighth of the convolution's time, beside memory that is taken through the whole loop."""
-MANY = 32 * 32
+LARGEST_PREPARED = 2**16
+"""Inputs times outputs of a kernel above which its transform is made when it is used, not before the loop: a fifteenth
+of a step of SD 1.5, beside a third of the memory that its parameters take, through the whole loop."""
 
 
 class Form(Enum):
@@ -94,7 +93,7 @@ def conv2d(x: Array, weight: Array, *, stride: int, padding: tuple[int, int]) ->
             return _columns(x, weight, stride)
         case Form.WINOGRAD_2 | Form.WINOGRAD_4:
             tile = 2 if form is Form.WINOGRAD_2 else 4
-            if height * width >= MANY and weight.shape[0] * weight.shape[1] > LARGEST_PREPARED:
+            if weight.shape[0] * weight.shape[1] > LARGEST_PREPARED:
                 weight, x = lax.optimization_barrier((weight, x))  # type: ignore[no-untyped-call]
             rows, columns = -(-height // tile), -(-width // tile)
             strip = rows if rows * columns * channels <= LARGEST_WHOLE else max(1, TILES_OF_STRIP // columns)
