@@ -2,7 +2,7 @@
 
 `python -m benchmarks.memory load --model sd-xl --dtype bfloat16`: the peak of a process that loads a folder, over the
 bytes of its parameters. `python -m benchmarks.memory decode --model sd-v1-5 --size 2048`: what XLA sets aside for the
-program, whole and in tiles; nothing is run.
+program, whole and in tiles, and what the process then takes, beyond the parameters, to decode a picture.
 """
 
 import argparse
@@ -13,20 +13,21 @@ import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from benchmarks import random_values
 from benchmarks.cases import Case
 from benchmarks.folders import with_folder
 from benchmarks.models import MODELS
+from benchmarks.sides.ours import build
 from sdjax import compiling
 from sdjax.generation import decode
 from sdjax.inputs import tile_of
-from sdjax.measuring import peak_bytes, resident_bytes
-from sdjax.models import VAE, Definition, VAEConfig, define
+from sdjax.measuring import forget_peak, peak_bytes, resident_bytes, timed
 from sdjax.pipeline import BUNDLED_FOLDER, Pipeline
+from sdjax.xla_flags import set_flags
 
 
 def load(folder: str | Path, dtype: str, weights: str | None) -> dict[str, int]:
@@ -43,18 +44,27 @@ def load(folder: str | Path, dtype: str, weights: str | None) -> dict[str, int]:
     }
 
 
-def decoding(model: str, size: int, dtype: str) -> dict[str, dict[str, int]]:
-    """Bytes that XLA sets aside to decode one picture of size x size pixels, whole and in tiles: no weights needed."""
-    config = VAEConfig.from_dict(MODELS[model].vae)
-    network, shapes = define(VAE, config, dtype=dtype, param_dtype=dtype)
-    definition: Any = Definition(None, network, (), None, config, dtype)  # type: ignore[arg-type] (the decoder alone)
-    side = size // config.factor
-    latents = jax.ShapeDtypeStruct((1, side, side, config.latent_channels), jnp.float32)
+def decoding(model: str, size: int, dtype: str) -> dict[str, dict[str, float]]:
+    """Decode a picture of size x size pixels, whole and in tiles: what XLA sets aside, and what the process takes.
+
+    The peak counts from what it holds with parameters and program before, and has the picture in it.
+    """
+    definition, params = build(Case("vae-decode", model, dtype=dtype), "vae")
+    side = size // definition.vae_config.factor
+    latents = jnp.asarray(random_values.normal((1, side, side, definition.vae_config.latent_channels)))
     found = {}
     for name, tile in (("whole", None), ("in tiles", tile_of(definition, True, (size, size)))):
-        compiled = compiling.jit(partial(decode, definition, tile=tile)).lower({"vae": shapes}, latents).compile()
-        analysis = compiled.memory_analysis()
-        found[name] = {"temporary_bytes": analysis.temp_size_in_bytes, "picture_bytes": analysis.output_size_in_bytes}
+        compiled = compiling.jit(partial(decode, definition, tile=tile)).lower(params, latents).compile()
+        compiling.give_back_freed()
+        analysis, before = compiled.memory_analysis(), resident_bytes()
+        forget_peak()
+        run = timed(lambda decoded=compiled: jax.block_until_ready(decoded(params, latents)))
+        found[name] = {
+            "temporary_bytes": analysis.temp_size_in_bytes,
+            "picture_bytes": analysis.output_size_in_bytes,
+            "peak_bytes": peak_bytes() - before,
+            "seconds": run.seconds,
+        }
     return found
 
 
@@ -68,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=2048, help="pixels along a side of the picture to decode")
     parser.add_argument("--folder", type=Path, help="load this one instead of writing one")
     options = parser.parse_args(arguments)
+    set_flags()
     if options.what == "decode":
         print(json.dumps(decoding(options.model, options.size, options.dtype)))
     elif options.folder or options.model == "bundled":

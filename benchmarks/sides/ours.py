@@ -29,8 +29,8 @@ from sdjax.models import (
     bind,
     convolution,
     define,
-    quantise,
 )
+from sdjax.models.quantised import is_large_weight, quantise_weight
 from sdjax.xla_flags import set_flags
 
 SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
@@ -89,7 +89,7 @@ def build(case: Case, *parts: str) -> tuple[Definition, Any]:
     for name, (model, config) in models.items():
         definitions[name], shapes = define(model, config, dtype=dtype, param_dtype=dtype)
         if name in parts or (name in sizes.text_encoders and "text" in parts):
-            params[name] = _filled(shapes)
+            params[name] = shapes
     definition = Definition(
         unet=definitions["unet"],
         vae=definitions["vae"],
@@ -98,15 +98,18 @@ def build(case: Case, *parts: str) -> tuple[Definition, Any]:
         vae_config=models["vae"][1],
         dtype=dtype,
     )
-    return definition, quantise(FrozenDict(params)) if case.dtype == "int8" else FrozenDict(params)
+    return definition, FrozenDict(_filled(params, quantises=case.dtype == "int8"))
 
 
-def _filled(shapes: Any) -> Any:
-    leaves = {}
+def _filled(shapes: Any, *, quantises: bool) -> Any:
+    leaves: dict[Any, Any] = {}
     for offset, (path, leaf) in enumerate(flatten_dict(shapes).items()):
         fan_in = int(np.prod(leaf.shape[1:], dtype=int))
         value = random_values.weight(leaf.shape, fan_in, offset, is_scale=path[-1] == "weight" and leaf.ndim == 1)
-        leaves[path] = jax.block_until_ready(jnp.array(value, leaf.dtype))
+        array = jnp.array(value, leaf.dtype)
+        # One at a time, as loading does: the tree is never whole in its first dtype.
+        stored = quantise_weight(array) if quantises and is_large_weight(path, leaf.shape) else array
+        leaves[path] = jax.block_until_ready(stored)
     return unflatten_dict(leaves)
 
 

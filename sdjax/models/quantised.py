@@ -2,7 +2,7 @@
 
 Only the storage is so; arithmetic is what it was. A weight becomes floating-point numbers again where a model
 is put together (`bind`), inside the traced function: in a loop at every turn, and XLA decides how many are whole at a
-time. So it costs time in every step, on a CPU most, where the transforms of kernels are not kept either.
+time. So it costs time in every step.
 """
 
 import math

@@ -12,6 +12,8 @@ from benchmarks.gpu import Part, parts, run
 from benchmarks.memory import decoding, load
 from sdjax.pipeline import BUNDLED_FOLDER
 
+ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads a peak that other systems don't tell")
+
 
 def test_pictures_beside_the_peer_come_before_the_parts():
     names = [part.name for part in parts("gpu", list(gpu.PICTURES), ["diffusers-compile"], None, 5)]
@@ -54,7 +56,7 @@ def test_kernels_that_a_device_lacks_are_skipped():
     assert SMALL
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads a peak that other systems don't tell")
+@ON_LINUX
 def test_the_memory_of_loading_is_told_beside_that_of_the_weights():
     plain, stored = (load(BUNDLED_FOLDER, "float32", weights) for weights in (None, "int8"))
     assert plain["parameter_bytes"] > 1.5 * stored["parameter_bytes"]
@@ -64,3 +66,9 @@ def test_tiles_bound_what_a_large_picture_takes_to_decode():
     small, large = (decoding("bundled", size, "float32") for size in (1024, 2048))
     assert large["whole"]["temporary_bytes"] > 3 * small["whole"]["temporary_bytes"]
     assert large["in tiles"]["temporary_bytes"] < 0.6 * large["whole"]["temporary_bytes"]
+
+
+@ON_LINUX
+def test_a_picture_in_tiles_takes_less_memory_than_a_whole_one():
+    found = decoding("bundled", 1536, "float32")
+    assert 0 < found["in tiles"]["peak_bytes"] < found["whole"]["peak_bytes"]
