@@ -13,7 +13,8 @@ def one_by_one() -> bool:
     """Whether the rows of a batch are computed one after another: on a CPU.
 
     How a CPU's matrix product sums depends on its shape, so in a shared batch a row's last bits depend on its mates,
-    and a seed would not give the same bytes alone. A batch gains it little: one row keeps its cores busy.
+    and a seed would not give the same bytes alone. A row of a large model keeps all cores busy by itself; what is lost
+    is speed with small ones.
     """
     return jax.default_backend() == "cpu"
 

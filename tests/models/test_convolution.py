@@ -44,14 +44,15 @@ SHAPES = st.tuples(*(st.integers(1, most) for most in (3, 13, 13, 9, 9)))
 
 
 @settings(max_examples=5, deadline=None)
-@given(shape=SHAPES, strip=st.integers(1, 9), seed=st.integers(0, 99))
+@given(shape=SHAPES, strip=st.integers(1, 9), prepared=st.sampled_from([0, 2**16]), seed=st.integers(0, 99))
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
-def test_any_size_gives_what_pytorch_gives(form, shape, strip, seed):
+def test_any_size_gives_what_pytorch_gives(form, shape, strip, prepared, seed):
     x, weight = arrays(seed, *shape)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(convolution, "choose", lambda *_, **__: form)
         patch.setattr(convolution, "LARGEST_WHOLE", strip)
         patch.setattr(convolution, "TILES_OF_STRIP", strip)
+        patch.setattr(convolution, "LARGEST_PREPARED", prepared)
         output = convolved(x, weight)
     truth = torch.nn.functional.conv2d(
         torch.from_numpy(x.transpose(0, 3, 1, 2)).double(),
@@ -74,10 +75,11 @@ def test_any_size_is_halved_as_pytorch_halves_it(shape, seed):
     np.testing.assert_allclose(output, truth.numpy().transpose(0, 2, 3, 1), atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize("strip", [4, 4096])
-def test_derivatives_are_those_of_xlas_own_convolution(form, strip, monkeypatch):
+@pytest.mark.parametrize(("strip", "prepared"), [(4, 0), (4, 2**16), (4096, 0)])
+def test_derivatives_are_those_of_xlas_own_convolution(form, strip, prepared, monkeypatch):
     monkeypatch.setattr(convolution, "LARGEST_WHOLE", strip)
     monkeypatch.setattr(convolution, "TILES_OF_STRIP", strip)
+    monkeypatch.setattr(convolution, "LARGEST_PREPARED", prepared)
     x, weight = arrays(3, 2, 11, 9, 5, 7)
     cotangent = np.random.default_rng(4).standard_normal((2, 11, 9, 7), np.float32)
 
