@@ -55,15 +55,18 @@ def choose(
     if size == 1 and stride == 1 and padding == (0, 0):
         return Form.POINTWISE
     # GPUs and TPUs have tuned convolutions; on a CPU, XLA's reach three quarters of PyTorch's speed, its products more.
-    if backend != "cpu" or size != 3 or stride > 2 or padding != (1, 1) or narrow < 64:
+    if backend != "cpu" or size != 3 or stride > 2 or padding != (1, 1):
+        return Form.DIRECT
+    pixels = picture[0] * picture[1]
+    # Of so few pixels and channels a product is too small to make up for what is done around it, and compiled.
+    if narrow * wide <= (128 * 128 if pixels > 32 * 32 else 256 * 256):
         return Form.DIRECT
     # A transform multiplies rounding errors: F(4x4) in bfloat16 would be wrong by 5 % of the output, instead of 0.2.
     if jnp.dtype(dtype).itemsize < 4:
         return Form.DIRECT
-    pixels = picture[0] * picture[1]
     if stride == 2:
         return Form.COLUMNS if pixels <= 16 * 16 else Form.DIRECT
-    if pixels > 256 * 256 or (pixels >= 64 * 64 and narrow * wide <= 128 * 128):
+    if pixels > 256 * 256:
         return Form.DIRECT
     # The weights of F(4x4) are four times the kernel's, of F(2x2) 16/9: worth it where they are few beside the pixels.
     if pixels >= 64 * 64 or (pixels >= 32 * 32 and narrow * wide <= 640 * 640):
