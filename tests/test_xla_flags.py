@@ -1,4 +1,4 @@
-"""XLA's flags: set where the user has not, known to the installed release, and without a say in what is drawn."""
+"""XLA's flags: set where the user has not, known to the installed release, and drawing the same up to rounding."""
 
 import os
 import subprocess
@@ -14,16 +14,19 @@ OF_CPU, OF_GPU = ([f"{name}={value}" for name, value in flags.items()] for flags
 
 
 @pytest.mark.parametrize(
-    ("given", "flags"),
+    ("given", "ours", "flags"),
     [
-        ("", OF_GPU),
-        ("--xla_dump_to=/tmp/x", [*OF_GPU, "--xla_dump_to=/tmp/x"]),
-        ("--xla_gpu_triton_gemm_any=false", [OF_GPU[1], "--xla_gpu_triton_gemm_any=false"]),
-        (" ".join(OF_GPU), OF_GPU),
+        ("", GPU_FLAGS, OF_GPU),
+        ("", {}, []),
+        ("--xla_dump_to=/tmp/x", {}, ["--xla_dump_to=/tmp/x"]),
+        ("--xla_dump_to=/tmp/x", GPU_FLAGS, [*OF_GPU, "--xla_dump_to=/tmp/x"]),
+        ("--xla_gpu_triton_gemm_any=false", GPU_FLAGS, [OF_GPU[1], "--xla_gpu_triton_gemm_any=false"]),
+        (" ".join(OF_GPU), GPU_FLAGS, OF_GPU),
+        ("--xla_backend_extra_options=x", CPU_FLAGS, ["--xla_backend_extra_options=x"]),
     ],
 )
-def test_flags_that_the_user_sets_win(given, flags):
-    assert merged(given, GPU_FLAGS).split() == flags
+def test_flags_that_the_user_sets_win(given, ours, flags):
+    assert merged(given, ours).split() == flags
 
 
 @pytest.mark.parametrize(
