@@ -48,6 +48,15 @@ def test_definitions_of_equal_checkpoints_are_equal(pipe):
     assert hash(again.definition) == hash(pipe.definition)
 
 
+def test_hashing_a_definition_does_not_walk_the_networks(pipe):
+    # Every call of a compiled function hashes what is static.
+    calls = []
+    sys.setprofile(lambda frame, event, _: event == "call" and calls.append(frame.f_code.co_name))
+    hash(pipe.definition)
+    sys.setprofile(None)
+    assert len(calls) < 100
+
+
 def test_a_new_prompt_seed_sampler_step_count_or_guidance_compiles_nothing(pipe, compilations):
     pipe("a red circle", "blue", seed=1, steps=4, guidance_scale=3.0)
     pipe("a red circle", "blue", seed=1, steps=4, guidance_scale=3.0, progress=lambda *_: None)

@@ -94,8 +94,6 @@ def build(case: Case, *parts: str) -> tuple[Definition, Any]:
         unet=definitions["unet"],
         vae=definitions["vae"],
         text_encoders=tuple((name, definitions[name]) for name in sizes.text_encoders),
-        unet_config=models["unet"][1],
-        vae_config=models["vae"][1],
         dtype=dtype,
     )
     return definition, FrozenDict(_filled(params, quantises=case.dtype == "int8"))

@@ -94,8 +94,6 @@ def assemble(parts: Parts, *, dtype: DTypeLike, place: Place | None = None) -> C
         unet=definitions["unet"],
         vae=definitions["vae"],
         text_encoders=tuple((name, definitions[name]) for name in encoders),
-        unet_config=unet_config,
-        vae_config=vae_config,
         dtype=dtype.name,
     )
     return Checkpoint(

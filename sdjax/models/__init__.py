@@ -2,7 +2,7 @@
 
 from sdjax.models.clip import CLIPText, CLIPTextConfig, TextEncoding
 from sdjax.models.controlnet import ControlNet, ControlNetConfig
-from sdjax.models.definition import Definition, Params, bind, define, initialise
+from sdjax.models.definition import Architecture, Definition, Params, bind, define, initialise
 from sdjax.models.layers import timestep_embedding
 from sdjax.models.quantised import Quantised, is_quantised, quantise
 from sdjax.models.unet import AddedConditioning, UNet, UNetConfig
@@ -11,6 +11,7 @@ from sdjax.models.vae import VAE, Moments, VAEConfig
 __all__ = [
     "VAE",
     "AddedConditioning",
+    "Architecture",
     "CLIPText",
     "CLIPTextConfig",
     "ControlNet",

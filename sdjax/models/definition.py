@@ -1,10 +1,10 @@
-"""A model taken apart: a static definition, and the parameters that fill it."""
+"""A model taken apart: what it is built from, which is static, and the parameters that fill it."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import count
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -31,9 +31,27 @@ Module = TypeVar("Module", bound=nnx.Module)
 Config = TypeVar("Config")
 
 
+@dataclass(frozen=True)
+class Architecture(Generic[Module]):
+    """A model without its parameters: static, and equal where it is built from the same.
+
+    A call of a compiled function hashes what is static. Flax's `GraphDef` walks the whole network for that, which takes
+    milliseconds, so what it is made from stands for it.
+
+    Attributes:
+        model: the module's class, built as `model(config, dtype=, make=)`.
+        config: its frozen config.
+        dtype: of the arithmetic.
+    """
+
+    model: Callable[..., Module]
+    config: Any
+    dtype: str
+
+
 def define(
     model: Callable[..., Module], config: Any, *, dtype: DTypeLike, param_dtype: DTypeLike
-) -> tuple["nnx.GraphDef[Module]", Params]:
+) -> tuple[Architecture[Module], Params]:
     """Describe a model without making any weight.
 
     Args:
@@ -43,10 +61,18 @@ def define(
         param_dtype: of the parameters.
 
     Returns:
-        The definition, hashable and equal for equal arguments, and the tree of `jax.ShapeDtypeStruct` that it needs.
+        The architecture, and the tree of `jax.ShapeDtypeStruct` that it needs.
     """
-    definition, state = nnx.split(model(config, dtype=dtype, make=partial(_described, param_dtype)))
-    return definition, FrozenDict(nnx.to_pure_dict(state))
+    architecture = Architecture(model, config, jnp.dtype(dtype).name)
+    _, shapes = _split(architecture)
+    return architecture, FrozenDict(jax.tree.map(lambda leaf: leaf.update(dtype=param_dtype), shapes))
+
+
+@cache
+def _split(architecture: Architecture[Module]) -> tuple["nnx.GraphDef[Module]", Any]:
+    described = architecture.model(architecture.config, dtype=architecture.dtype, make=_described)
+    graph, state = nnx.split(described)
+    return graph, nnx.to_pure_dict(state)
 
 
 def initialise(model: Callable[..., Module], config: Any, *, dtype: DTypeLike, seed: int) -> Params:
@@ -60,8 +86,8 @@ def initialise(model: Callable[..., Module], config: Any, *, dtype: DTypeLike, s
     return FrozenDict(jax.jit(draw)())
 
 
-def _described(dtype: DTypeLike, shape: tuple[int, ...], mean: float, deviation: float) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]
+def _described(shape: tuple[int, ...], mean: float, deviation: float) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)  # type: ignore[no-untyped-call]
 
 
 def _drawn(keys: Iterator[Array], shape: tuple[int, ...], mean: float, deviation: float) -> Array:
@@ -69,9 +95,10 @@ def _drawn(keys: Iterator[Array], shape: tuple[int, ...], mean: float, deviation
     return mean + deviation / TRUNCATED * noise
 
 
-def bind(definition: "nnx.GraphDef[Module]", params: Params) -> Module:
-    """Put parameters back into a definition: a module to call, cheap enough to make inside every traced function."""
-    module: Module = nnx.merge(definition, dequantised(unfreeze(params)))
+def bind(architecture: Architecture[Module], params: Params) -> Module:
+    """Put parameters into an architecture: a module to call, cheap enough to make inside every traced function."""
+    graph, _ = _split(architecture)
+    module: Module = nnx.merge(graph, dequantised(unfreeze(params)))
     return module
 
 
@@ -80,20 +107,30 @@ class Definition:
     """A whole checkpoint without its weights: static, hashable, equal for equal checkpoints.
 
     Attributes:
-        unet: the denoiser's definition, `unet_config` its sizes.
-        vae: the autoencoder's definition, `vae_config` its sizes.
-        text_encoders: name in `params` and definition of each encoder, in the order in which the UNet reads them.
+        unet: the denoiser.
+        vae: the autoencoder.
+        text_encoders: each encoder's name in `params`, and itself, in the order in which the UNet reads them.
         dtype: of the denoiser's arithmetic.
-        controlnets: name in `params` and definition of each ControlNet that is heard.
+        controlnets: likewise, each ControlNet that is heard.
     """
 
-    unet: "nnx.GraphDef[UNet]"
-    vae: "nnx.GraphDef[VAE]"
-    text_encoders: tuple[tuple[str, "nnx.GraphDef[CLIPText]"], ...]
-    unet_config: UNetConfig
-    vae_config: VAEConfig
+    unet: Architecture[UNet]
+    vae: Architecture[VAE]
+    text_encoders: tuple[tuple[str, Architecture[CLIPText]], ...]
     dtype: str
-    controlnets: tuple[tuple[str, "nnx.GraphDef[ControlNet]"], ...] = ()
+    controlnets: tuple[tuple[str, Architecture[ControlNet]], ...] = ()
+
+    @property
+    def unet_config(self) -> UNetConfig:
+        """The denoiser's sizes."""
+        config: UNetConfig = self.unet.config
+        return config
+
+    @property
+    def vae_config(self) -> VAEConfig:
+        """The autoencoder's sizes."""
+        config: VAEConfig = self.vae.config
+        return config
 
     @property
     def is_xl(self) -> bool:
