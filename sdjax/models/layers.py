@@ -5,6 +5,7 @@ convolution's kernel (out, in, height, width). Parameters keep the dtype they ar
 except that statistics of a norm accumulate in float32.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeAlias, TypedDict
 
@@ -15,6 +16,10 @@ from jax.typing import DTypeLike
 
 from sdjax.models.convolution import conv2d
 from sdjax.models.product import multiply
+
+SHORT_SUM = 64 * 64
+"""Pixels up to which a sum in float32 is exact enough. A longer one leaves a large mean a little wrong; what is missing
+is the mean of what is left after subtracting it."""
 
 MakeParameter: TypeAlias = Callable[[tuple[int, ...], float, float], Any]
 """Gives what stands for a parameter, from its shape, and the mean and standard deviation of its initial values."""
@@ -128,12 +133,13 @@ class GroupNorm(nnx.Module):
     def __call__(self, x: Array) -> Array:
         """Normalise (batch, ..., channels); the result has the layer's dtype."""
         wide = x.astype(jnp.float32)
-        # A long sum in float32 leaves a large mean a little wrong; around it, what is missing is summed exactly enough.
         shifted = wide - self._spread(_mean(wide))
-        rest = self._spread(_mean(shifted))
-        variance = self._spread(_mean(jnp.square(shifted))) - jnp.square(rest)
+        variance = self._spread(_mean(jnp.square(shifted)))
+        if math.prod(x.shape[1:-1]) > SHORT_SUM:
+            rest = self._spread(_mean(shifted))
+            shifted, variance = shifted - rest, variance - jnp.square(rest)
         weight, bias = (parameter[...].astype(jnp.float32) for parameter in (self.weight, self.bias))
-        return ((shifted - rest) * (lax.rsqrt(variance + self.epsilon) * weight) + bias).astype(self.dtype)
+        return (shifted * (lax.rsqrt(variance + self.epsilon) * weight) + bias).astype(self.dtype)
 
     def _spread(self, means: Array) -> Array:
         """Average the channels' means (batch, ..., channels) over each group, and give it to all of its channels."""

@@ -7,7 +7,7 @@ import torch
 from sdjax.models.layers import GroupNorm
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 5, 12), (1, 256, 256, 8), (2, 1, 1, 8)])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 12), (2, 64, 64, 12), (1, 65, 64, 12), (1, 256, 256, 8), (2, 1, 1, 8)])
 @pytest.mark.parametrize("offset", [0.0, 100.0])
 def test_group_norm_agrees_with_pytorch_far_from_zero_too(shape, offset):
     x = np.random.default_rng(0).standard_normal(shape).astype(np.float32) + np.float32(offset)
