@@ -1,5 +1,6 @@
 """How a computation depends on where it runs: rows at a time, and the precision of products."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -10,13 +11,18 @@ from jax.typing import ArrayLike
 
 
 def one_by_one() -> bool:
-    """Whether the rows of a batch are computed one after another: on a CPU.
+    """Whether the rows of a batch are computed each by itself: on a CPU.
 
     How a CPU's matrix product sums depends on its shape, so in a shared batch a row's last bits depend on its mates,
-    and a seed would not give the same bytes alone. A row of a large model keeps all cores busy by itself; what is lost
-    is speed with small ones.
+    and a seed would not give the same bytes alone. Within a program rows follow one another; `sdjax.sharding.by_rows`
+    makes calls of them, which run beside each other.
     """
     return jax.default_backend() == "cpu"
+
+
+def cores() -> int:
+    """How many of a CPU's cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def by_row(function: Callable[[Any], Any], rows: Any, at_once: int | None = None) -> Any:

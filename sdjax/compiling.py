@@ -1,7 +1,8 @@
 """How this package has its programs compiled, so that they take little memory."""
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -36,6 +37,22 @@ def give_back_freed() -> None:
     """
     if trim := _malloc_trim():
         trim(0)
+
+
+@contextmanager
+def watched() -> Iterator[list[float]]:
+    """The seconds that XLA takes for each program of this process, in any thread, until the end."""
+    seconds: list[float] = []
+
+    def compiled(event: str, duration_secs: float, **_: Any) -> None:
+        if event == COMPILED:
+            seconds.append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(compiled)
+    try:
+        yield seconds
+    finally:
+        jax.monitoring.unregister_event_duration_listener(compiled)
 
 
 @cache

@@ -21,8 +21,8 @@ from sdjax.guidance import stage_denoiser
 from sdjax.models import CLIPText, Definition, Params, bind
 from sdjax.tiling import in_tiles
 
-DECODED_AT_ONCE = 2**20
-"""Pixels whose decoding may hold memory at one time; a batch beyond it is decoded in turns."""
+PIXELS_AT_ONCE = 2**20
+"""Pixels whose encoding or decoding may hold memory at one time; the rest of a batch follows."""
 
 MOST_RESCALED = 10.0
 """How far weights may change the scale of a prompt's hidden states, up or down, and have it restored."""
@@ -195,7 +195,7 @@ def encode(definition: Definition, params: Params, pictures: ArrayLike, tile: in
     """
     config = definition.vae_config
     pictures = 2 * jnp.asarray(pictures, jnp.float32) - 1
-    at_once = max(1, DECODED_AT_ONCE // (pictures.shape[1] * pictures.shape[2]))
+    at_once = encoded_at_once(definition, pictures)
     with precision(definition.dtype):
         vae = bind(definition.vae, params["vae"])
         means: Array = by_row(in_tiles(lambda x: vae.encode(x).mean, tile, config.factor, 1), pictures, at_once)
@@ -218,11 +218,23 @@ def decode(definition: Definition, params: Params, latents: ArrayLike, tile: int
     """
     config = definition.vae_config
     latents = jnp.asarray(latents, jnp.float32) / config.scaling_factor
-    at_once = max(1, DECODED_AT_ONCE // (latents.shape[1] * latents.shape[2] * config.factor**2))
+    at_once = decoded_at_once(definition, latents)
     with precision(definition.dtype):
         vae = bind(definition.vae, params["vae"])
         pictures = by_row(in_tiles(vae.decode, tile, 1, config.factor), latents, at_once)
     return jnp.clip(pictures / 2 + 0.5, 0.0, 1.0)
+
+
+def encoded_at_once(definition: Definition, pictures: ArrayLike) -> int:
+    """How many of such pictures are encoded at once."""
+    height, width = np.shape(pictures)[1:3]
+    return max(1, PIXELS_AT_ONCE // int(height * width))
+
+
+def decoded_at_once(definition: Definition, latents: ArrayLike) -> int:
+    """How many of such latents are decoded at once."""
+    height, width = np.shape(latents)[1:3]
+    return max(1, PIXELS_AT_ONCE // int(height * width * definition.vae_config.factor**2))
 
 
 def draw_noise(keys: ArrayLike, index: ArrayLike, shape: tuple[int, ...]) -> Array:

@@ -13,7 +13,7 @@ from PIL import Image
 from sdjax.canvas import Canvas, canvas
 from sdjax.checks import finite, share, whole
 from sdjax.errors import RequestError
-from sdjax.generation import DECODED_AT_ONCE
+from sdjax.generation import PIXELS_AT_ONCE
 from sdjax.images import to_rgb
 from sdjax.models import Definition
 
@@ -145,14 +145,14 @@ def _side(name: str, value: object, factor: int) -> int:
 def tile_of(definition: Definition, tiling: bool | None, size: tuple[int, int]) -> int | None:
     """The side of the autoencoder's tiles: that of a square of as many pixels as it may hold at one time."""
     if tiling is None:
-        tiling = size[0] * size[1] > DECODED_AT_ONCE
+        tiling = size[0] * size[1] > PIXELS_AT_ONCE
         if tiling:
             warnings.warn(
                 f"a picture of {size[0]}x{size[1]} is encoded and decoded in tiles, to save memory; "
                 "tiling=True or False chooses without this warning",
                 stacklevel=4,
             )
-    return math.isqrt(DECODED_AT_ONCE) // definition.vae_config.factor if tiling else None
+    return math.isqrt(PIXELS_AT_ONCE) // definition.vae_config.factor if tiling else None
 
 
 def controls_of(given: Sequence[Any], size: tuple[int, int]) -> tuple[Steering, ...]:

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from typing_extensions import Unpack
 
-from sdjax import images
-from sdjax.batch import Batch, Conditioning, Control, Known, Table, batch_axes, put_row, stack_tables, start_state
+from sdjax import compiled, images
+from sdjax.batch import Batch, Conditioning, Control, Known, Table, put_row, stack_tables, start_state
 from sdjax.canvas import pasted
 from sdjax.errors import NotFiniteError, RequestError
 from sdjax.generation import Text, Tokens, decode, denoise, encode, encode_prompt
@@ -33,7 +33,7 @@ from sdjax.models import Definition, Params
 from sdjax.models.quantised import is_large_weight, quantise_weight
 from sdjax.preparing import prepare, with_controlnets
 from sdjax.requests import Request, Settings, resolve
-from sdjax.sharding import by_rows, check_mesh, guidance_axis, placer
+from sdjax.sharding import check_mesh, guidance_axis, placer
 from sdjax.variants import BUNDLED, VARIANTS
 
 __all__ = [
@@ -64,11 +64,6 @@ STEPS, GUIDANCE_SCALE = 20, 7.5
 REPORTS_EVERY = 0.2
 """Seconds between two reports of progress, about: the compiled loop is not left more often than that."""
 
-_denoise = by_rows(
-    denoise, lambda *batch: tuple(batch_axes(Batch(*batch))), static_argnames=("guidance_axis",), donated=(1,)
-)
-_decode = by_rows(decode, lambda _: (0,), static_argnames=("tile",))
-
 
 @dataclass(frozen=True)
 class Output:
@@ -96,7 +91,8 @@ class Pipeline:
 
     Nothing in it changes after it is made, so any number of threads may call it. Compiled programs are shared by all
     pipelines of equal architecture: a new prompt, seed, sampler, step count or guidance value compiles nothing; another
-    size, batch or dtype does, and so does guidance that crosses 1, up to which a batch needs no second half.
+    size or dtype does, and so does guidance that crosses 1, up to which a batch needs no second half. On a CPU each
+    picture of a batch is a call of its own, beside the others; elsewhere another size of batch compiles, too.
     """
 
     def __init__(
@@ -343,7 +339,8 @@ class Pipeline:
         """
         axis = guidance_axis(self.params, len(batch.cond.weights))
         bounds = np.asarray(start), np.asarray(stop)
-        return _denoise(*self._model(request), batch.cond, batch.state, batch.table, *bounds, guidance_axis=axis)
+        arrays = batch.cond, batch.state, batch.table, *bounds
+        return compiled.denoise(*self._model(request), *arrays, guidance_axis=axis)
 
     def finish(self, request: Request, latents: ArrayLike) -> list[Image.Image]:
         """Decode a request's final latents, one row a picture, and paste what its mask repaints into the input.
@@ -355,7 +352,7 @@ class Pipeline:
 
     def _pictures(self, request: Request, latents: ArrayLike) -> list[Any]:
         _finite(latents, request)
-        pictures = _finite(_decode(self.definition, self.params, latents, tile=request.tile), request)
+        pictures = _finite(compiled.decode(self.definition, self.params, latents, tile=request.tile), request)
         if not request.canvases:
             return list(pictures)
         return [pasted(canvas, picture) for canvas, picture in zip(request.canvases, pictures, strict=True)]

@@ -12,21 +12,18 @@ from flax.core import FrozenDict
 from jax import Array
 from numpy.typing import NDArray
 
+from sdjax import compiled
 from sdjax.batch import Batch, Conditioning, Control, Known, seed_keys, stack_tables, start_state
 from sdjax.canvas import latent_mask
 from sdjax.errors import RequestError
-from sdjax.generation import START_NOISE, Text, draw_noise, encode, encode_prompt
+from sdjax.generation import START_NOISE, Text, draw_noise
 from sdjax.inputs import Steering
 from sdjax.loading import Checkpoint, load_controlnet
 from sdjax.models import AddedConditioning, Definition, Params, timestep_embedding
 from sdjax.prompts import text_inputs
 from sdjax.requests import Request
-from sdjax.sharding import SHARED, alike, by_rows, mesh_of, placer
+from sdjax.sharding import mesh_of, placer
 
-_encode_prompt = by_rows(
-    encode_prompt, lambda tokens, vectors, skipped: (alike(1, tokens), alike(SHARED, vectors), 1), out_axis=1
-)
-_encode = by_rows(encode, lambda _: (0,), static_argnames=("tile",))
 _start_noise = jax.jit(partial(draw_noise, index=START_NOISE), static_argnames="shape")
 
 
@@ -63,7 +60,7 @@ def prepare(checkpoint: Checkpoint, definition: Definition, params: Params, requ
         request: of `sdjax.requests.resolve`.
     """
     batch = len(request.seeds)
-    keys = jnp.asarray(seed_keys(request.seeds))
+    keys = jax.device_put(seed_keys(request.seeds))
     walk, first = request.table, request.first_row
     noise = _start_noise(keys, shape=request.latent_shape) if request.latents is None else jnp.asarray(request.latents)
     known, extra, under = _pictures(definition, params, request, noise)
@@ -74,8 +71,8 @@ def prepare(checkpoint: Checkpoint, definition: Definition, params: Params, requ
         cond=_conditioning(checkpoint, definition, params, request, known, extra, keys),
         state=_start_state(np.full(batch, scale, np.float32), noise, np.float32(signal), under),
         table=jax.device_put(stacked),
-        start=jnp.asarray(np.full(batch, first, np.int32)),
-        stop=jnp.asarray(np.full(batch, request.stop_row, np.int32)),
+        start=jax.device_put(np.full(batch, first, np.int32)),
+        stop=jax.device_put(np.full(batch, request.stop_row, np.int32)),
     )
 
 
@@ -84,13 +81,13 @@ def _pictures(definition: Definition, params: Params, request: Request, noise: A
     shape = (len(request.seeds), *request.latent_shape)
     inpaints = definition.unet_config.in_channels != definition.vae_config.latent_channels
     # Made by NumPy, like all that is not worth a compiled program of its own.
-    nothing = jnp.asarray(np.zeros(shape, np.float32))
-    everything = jnp.asarray(np.ones((*shape[:3], 1), np.float32))
-    unseen = jnp.asarray(np.zeros((*shape[:3], 0), np.float32))
+    nothing = jax.device_put(np.zeros(shape, np.float32))
+    everything = jax.device_put(np.ones((*shape[:3], 1), np.float32))
+    unseen = jax.device_put(np.zeros((*shape[:3], 0), np.float32))
     if not request.canvases:
         return Known(everything, nothing, nothing), unseen, nothing
     pixels = np.stack([entry.pixels for entry in request.canvases]).astype(np.float32) / 255
-    latents = _encode(definition, params, pixels, tile=request.tile)
+    latents = compiled.encode(definition, params, pixels, tile=request.tile)
     if not request.repaints:
         return Known(everything, nothing, nothing), unseen, latents
     masks = np.stack([entry.mask for entry in request.canvases])
@@ -99,10 +96,10 @@ def _pictures(definition: Definition, params: Params, request: Request, noise: A
         # These UNets were trained on pictures greyed out under masks of zeros and ones.
         hard = (masks >= 0.5).astype(np.float32)
         grey = np.where(hard[..., None] > 0, np.float32(0.5), pixels)
-        seen = _encode(definition, params, grey, tile=request.tile)
-        extra = jnp.asarray(np.concatenate([_latent_masks(hard, factor), seen], axis=-1))
+        seen = compiled.encode(definition, params, grey, tile=request.tile)
+        extra = jax.device_put(np.concatenate([_latent_masks(hard, factor), seen], axis=-1))
         return Known(everything, nothing, nothing), extra, latents
-    return Known(jnp.asarray(_latent_masks(masks, factor)), latents, noise), unseen, latents
+    return Known(jax.device_put(_latent_masks(masks, factor)), latents, noise), unseen, latents
 
 
 def _latent_masks(masks: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
@@ -127,17 +124,17 @@ def _conditioning(
     weights = np.array([[1 - scale], [scale]] if guided else [[1.0]], np.float32).repeat(batch, axis=1)
     condition = None
     if embedded is not None:
-        told = jnp.asarray(np.full(batch, 1000 * (scale - 1), np.float32))
+        told = jax.device_put(np.full(batch, 1000 * (scale - 1), np.float32))
         condition = timestep_embedding(told, embedded, flip_sin_to_cos=False, freq_shift=1)[None]
     return Conditioning(
         context=text.context,
-        weights=jnp.asarray(weights),
+        weights=jax.device_put(weights),
         keys=keys,
         extra=extra,
         added=None
         if text.pooled is None
         else AddedConditioning(text.pooled, _time_ids(definition, request, text.pooled)),
-        rescale=jnp.asarray(np.full(batch, request.guidance_rescale, np.float32)),
+        rescale=jax.device_put(np.full(batch, request.guidance_rescale, np.float32)),
         known=known,
         controls=tuple(
             _control(checkpoint, control, request, guided, feature_maps)
@@ -155,7 +152,8 @@ def _text(checkpoint: Checkpoint, definition: Definition, params: Params, reques
     tokens = jax.tree.map(lambda x: x.reshape(-1, batch, *x.shape[1:]), inputs.tokens)
     # As in diffusers the negative prompt keeps all layers.
     skipped = np.array([0, request.reading.clip_skip or 0], np.int32)[-len(words) // batch :, None].repeat(batch, 1)
-    text: Text = _encode_prompt(replace(definition, controlnets=()), params, tokens, inputs.vectors, skipped)
+    definition = replace(definition, controlnets=())
+    text: Text = compiled.encode_prompt(definition, params, tokens, inputs.vectors, skipped)
     if checkpoint.configs["model_index"].get("force_zeros_for_empty_prompt", definition.is_xl):
         said = np.array([prompt is not None for prompt in prompts], np.float32).reshape(-1, batch)
         text = jax.tree.map(lambda x: x * said.reshape(*said.shape, *[1] * (x.ndim - 2)).astype(x.dtype), text)
@@ -170,7 +168,8 @@ def _time_ids(definition: Definition, request: Request, pooled: Array) -> Array:
     if kind is None:
         raise RequestError(f"the UNet reads {count} time ids, and only SDXL's 6 and its refiner's 5 are known")
     ids = np.array([side[kind] for side in request.time_ids], np.float32)[-pooled.shape[0] :, None]
-    return jnp.asarray(np.broadcast_to(ids, (*pooled.shape[:2], count)))
+    placed: Array = jax.device_put(np.broadcast_to(ids, (*pooled.shape[:2], count)))
+    return placed
 
 
 def _feature_maps(definition: Definition) -> list[int]:
@@ -189,7 +188,7 @@ def _control(checkpoint: Checkpoint, control: Steering, request: Request, guided
     falloff: NDArray[Any] = np.logspace(-1, 0, feature_maps) if control.guess else np.ones(feature_maps)
     picture = control.pixels.astype(np.float32) / np.float32(255)
     return Control(
-        image=jnp.asarray(np.broadcast_to(picture, (batch, *picture.shape))),
-        scale=jnp.asarray(np.broadcast_to((sides[:, None] * scale)[:, None], (len(sides), batch, rows))),
-        falloff=jnp.asarray(np.broadcast_to(falloff.astype(np.float32), (batch, feature_maps))),
+        image=jax.device_put(np.broadcast_to(picture, (batch, *picture.shape))),
+        scale=jax.device_put(np.broadcast_to((sides[:, None] * scale)[:, None], (len(sides), batch, rows))),
+        falloff=jax.device_put(np.broadcast_to(falloff.astype(np.float32), (batch, feature_maps))),
     )

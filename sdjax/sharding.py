@@ -11,6 +11,7 @@ A mesh has three axes, any of which may have length 1:
 
 import re
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
 from sdjax import compiling
+from sdjax.backend import cores, one_by_one
 from sdjax.batch import Batch, batch_axes
 from sdjax.errors import RequestError
 from sdjax.models import Params
@@ -166,20 +168,24 @@ def by_rows(
     axes: Callable[..., tuple[Any, ...]],
     *,
     out_axis: int = 0,
+    at_once: Callable[..., int] | None = None,
     static_argnames: Sequence[str] = (),
     donated: Sequence[int] = (),
 ) -> Callable[..., Result]:
     """Compile a function of (definition, params, *arrays) that works on rows of a batch, each by itself.
 
-    With parameters on one device it is `compiling.jit(function)`. On a mesh each device along `data` runs the function
-    on rows of its own, and a loop in it as often as they need. Rows that are missing to a multiple are copies of the
-    last one, and don't come back.
+    With parameters on one device it is `compiling.jit(function)`; on a CPU for each row by itself, so that one program
+    serves any number of them, and rows that leave cores idle run beside each other. On a mesh each device along `data`
+    runs the function on rows of its own, and a loop in it as often as they need. Rows that are missing to a multiple
+    are copies of the last one, and don't come back.
 
     Args:
         function: returns arrays, or trees of them.
         axes: gives, for the arrays, trees like theirs of which axis counts the rows: 0, 1 where guidance comes first,
             or `SHARED` for what all rows have in common.
         out_axis: which axis does so in all that is returned.
+        at_once: gives, for (definition, *arrays), how many rows may hold memory at one time where each is a call of its
+            own; None is any number.
         static_argnames: keyword arguments that are part of the program.
         donated: which of the arrays may be written over, counted from 0.
     """
@@ -216,13 +222,15 @@ def by_rows(
         return jitted
 
     def run(definition: Any, params: Params, *arrays: Any, **static: Any) -> Result:
-        mesh, compiled = mesh_of(params), program()
-        if mesh is None:
-            alone: Result = compiled(definition, None, params, *arrays, **static)
-            return alone
-        axis_of = axes(*arrays)
+        mesh, compiled, axis_of = mesh_of(params), program(), axes(*arrays)
         counted = zip(jax.tree.leaves(axis_of), jax.tree.leaves(arrays), strict=True)
         rows = next(np.shape(x)[axis] for axis, x in counted if axis != SHARED)
+        if mesh is None:
+            call = partial(compiled, definition, None, params, **static)
+            if rows == 1 or not one_by_one():
+                return call(*arrays)
+            most = rows if at_once is None else at_once(definition, *arrays)
+            return _each(call, axis_of, arrays, rows, out_axis, at_once=min(rows, most, cores()))
         parts = _size(mesh, DATA)
         padded = -(-rows // parts) * parts
         placed = jax.tree.map(partial(_placed, rows=rows, padded=padded, mesh=mesh), axis_of, arrays)
@@ -235,6 +243,26 @@ def by_rows(
         return cut
 
     return run
+
+
+def _each(call: Callable[..., Result], axis_of: Any, arrays: Any, rows: int, out_axis: int, *, at_once: int) -> Result:
+    """Call a function for every row, from as many threads: what one thread asks for, XLA does in turn."""
+
+    def one(index: int) -> Any:
+        def taken(axis: int, x: ArrayLike) -> ArrayLike:
+            # JAX's arrays have a `take` of their own, which NumPy would call.
+            return x if axis == SHARED else np.take(np.asarray(x), [index], axis)
+
+        return jax.tree.map(np.asarray, call(*jax.tree.map(taken, axis_of, arrays)))
+
+    pool = ThreadPoolExecutor(at_once)
+    try:
+        results = list(pool.map(one, range(rows)))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    # By NumPy, here and above: nothing is compiled for a number of rows.
+    together: Result = jax.tree.map(lambda *parts: jax.device_put(np.concatenate(parts, out_axis)), *results)
+    return together
 
 
 def alike(axis: int, tree: Any) -> Any:

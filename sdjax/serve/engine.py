@@ -194,9 +194,18 @@ class GenerationEngine:
 
     def _warm_up(self) -> None:
         for row in foreseen(self.pipe, self._sizes):
-            for size in self._programs.sizes:
-                self._programs.compile(drawing.key(row, ()), row, size)
+            key = drawing.key(row, ())
+            size: int | None = self._programs.sizes[0]
+            while size is not None:
+                try:
+                    self._programs.compile(key, row, size)
+                except Exception as error:
+                    if size == self._programs.sizes[0] or error_code(error) != "out_of_memory":
+                        raise
+                    logger.warning("there is no memory for batches of %d: %s", size, error)
+                    self._programs.too_large(key, size)
                 self._moved_at = time.monotonic()
+                size = self._programs.next_size(key, self.slots)
             self._previews.fit(row)
 
     def _is_drained(self, until: float) -> bool:

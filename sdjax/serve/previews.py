@@ -3,7 +3,7 @@
 import logging
 from contextlib import suppress
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from PIL import Image
 
@@ -54,5 +54,5 @@ def projection(pipe: Pipeline, row: Row) -> Projection:
     coarse = (SAMPLES, height // PATCH + 1, width // PATCH + 1, channels)
     patches = SPREAD * np.random.default_rng(0).standard_normal(coarse).astype(np.float32)
     latents = patches.repeat(PATCH, 1).repeat(PATCH, 2)[:, :height, :width]
-    pictures = [np.asarray(pipe.finish(row.request, jnp.asarray(sample[None]))[0], np.float32) for sample in latents]
+    pictures = [np.asarray(pipe.finish(row.request, jax.device_put(sample[None]))[0], np.float32) for sample in latents]
     return fit_projection(latents, np.stack(pictures) / np.float32(255))

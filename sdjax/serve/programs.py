@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-import jax
-
+from sdjax.backend import cores, one_by_one
 from sdjax.errors import NotFiniteError
 from sdjax.pipeline import Pipeline
 from sdjax.serve import drawing
@@ -24,8 +23,8 @@ logger = logging.getLogger(__name__)
 
 
 def default_batch_sizes() -> tuple[int, ...]:
-    """A CPU computes rows one after the other, so there one program does for any number of them."""
-    return (1,) if jax.default_backend() == "cpu" else BATCH_SIZES
+    """On a CPU each row is a call of its own, and as many run beside each other as there are cores."""
+    return tuple(size for size in BATCH_SIZES if size <= cores()) if one_by_one() else BATCH_SIZES
 
 
 class Programs:
@@ -54,14 +53,14 @@ class Programs:
     def compile(self, key: Key, row: Row, size: int) -> None:
         """Compile the loop for a batch size, and the decoder, and measure a step. The row may be any of this key."""
         began = time.perf_counter()
-        drawing.walk(self.pipe, [row], size, 0)
+        drawing.walk(self.pipe, [row] * size, size, 0)
         with suppress(NotFiniteError):  # said of each picture, when there is one
             self.pipe.finish(row.request, drawing.latents(row) * 0)
         compiled = time.perf_counter()
         rounds: list[float] = []
         while len(rounds) < ROUNDS and sum(rounds) < ROUND_SECONDS:
             start = time.perf_counter()
-            drawing.walk(self.pipe, [row], size, 1)
+            drawing.walk(self.pipe, [row] * size, size, 1)
             rounds.append(time.perf_counter() - start)
         logger.info(
             "batches of %d compiled in %.1f s; a step takes %.1f ms", size, compiled - began, 1000 * min(rounds)

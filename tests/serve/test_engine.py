@@ -425,7 +425,8 @@ def test_what_fails_in_a_batch_fails_alone(pipe, store, start, submit, ended, mo
         np.testing.assert_array_equal(pixels(store, job), drawn_by_library(pipe, job))
 
 
-def test_a_batch_that_does_not_fit_is_made_smaller(pipe, store, start, submit, ended, monkeypatch):
+@pytest.mark.parametrize("fits_at_first", [True, False])
+def test_a_batch_that_does_not_fit_is_made_smaller(pipe, store, start, submit, ended, monkeypatch, fits_at_first):
     walk, sizes = drawing.walk, []
 
     def small_device(pipe, rows, size, calls):
@@ -434,10 +435,12 @@ def test_a_batch_that_does_not_fit_is_made_smaller(pipe, store, start, submit, e
             raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9000000 bytes")
         return walk(pipe, rows, size, calls)
 
+    if fits_at_first:
+        engine = start()
     monkeypatch.setattr(drawing, "walk", small_device)
-    engine = start()
+    if not fits_at_first:
+        engine = start()
     jobs = [submit(seed=seed, steps=20) for seed in range(4)]
-    sizes.clear()
     assert [event.name for event in ended(jobs)] == ["complete"] * 4
     assert sizes.count(2) <= 2  # those of the first round
     next_one = submit()

@@ -1,0 +1,90 @@
+"""Rows of a batch on a CPU: each is a call of its own, and as many run beside each other as have cores and memory."""
+
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sdjax
+from sdjax.backend import cores
+from sdjax.sharding import SHARED, by_rows
+
+pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere rows are computed together")
+PARAMS = {"weight": jnp.float32(2)}
+
+
+class Meeting:
+    """Rows wait in it for each other, and it counts how many were inside at one time."""
+
+    def __init__(self, party, patience=30.0):
+        self.barrier, self.patience = threading.Barrier(party), patience
+        self.guard, self.inside, self.most = threading.Lock(), 0, 0
+
+    def __call__(self, x):
+        with self.guard:
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+        self.barrier.wait(self.patience)
+        time.sleep(0.01)
+        with self.guard:
+            self.inside -= 1
+        return np.asarray(x)
+
+
+def meeting_rows(meeting, at_once=None):
+    def function(definition, params, x, shared):
+        met = jax.pure_callback(meeting, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+        return {"sum": (met * params["weight"] + shared).sum(-1)}
+
+    return by_rows(function, lambda *_: (0, SHARED), at_once=at_once)
+
+
+@pytest.mark.skipif(cores() < 2, reason="needs two cores")
+def test_rows_run_beside_each_other():
+    meeting = Meeting(1)
+    x, shared = jnp.arange(12.0).reshape(4, 3), jnp.float32(1)
+    function = meeting_rows(meeting, lambda *_: 2)
+    function(None, PARAMS, x, shared)  # whoever comes while it is compiled waits for the end of the first call
+    meeting.barrier = threading.Barrier(2)
+    result = function(None, PARAMS, x, shared)
+    np.testing.assert_array_equal(result["sum"], (2 * x + 1).sum(-1))
+    assert meeting.most == 2
+
+
+def test_no_more_rows_hold_memory_than_are_allowed():
+    meeting = Meeting(1)
+    meeting_rows(meeting, lambda *_: 1)(None, PARAMS, jnp.ones((4, 3)), jnp.float32(1))
+    assert meeting.most == 1
+
+
+def test_a_row_that_fails_is_an_error_and_the_rest_is_not_begun():
+    seen = []
+
+    def failing(x):
+        seen.append(x)
+        raise ValueError("this row is cursed")
+
+    with pytest.raises(Exception, match="this row is cursed"):
+        meeting_rows(failing, lambda *_: 1)(None, PARAMS, jnp.ones((50, 3)), jnp.float32(1))
+    assert len(seen) < 50
+
+
+def test_another_number_of_pictures_compiles_nothing_large():
+    pipe = sdjax.Pipeline.from_pretrained()
+    pipe("a red circle", seed=1, steps=2)
+    compiled = []
+
+    def listen(event, duration, fun_name=None, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(fun_name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        pipe(["a red circle", "a blue star", "a green ring"], seed=1, steps=2)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert "jit(draw_noise)" in compiled  # programs are told by these names
+    assert not {"jit(denoise)", "jit(decode)", "jit(encode_prompt)"} & set(compiled)
