@@ -24,14 +24,28 @@ def denoised_at_once(definition: Definition, cond: Conditioning, state: ArrayLik
 encode_prompt = by_rows(
     generation.encode_prompt,
     lambda tokens, vectors, skipped: (alike(1, tokens), alike(SHARED, vectors), 1),
+    reads=lambda definition: [name for name, _ in definition.text_encoders],
     out_axis=1,
 )
-encode = by_rows(generation.encode, lambda _: (0,), at_once=encoded_at_once, static_argnames=("tile",))
+encode = by_rows(
+    generation.encode,
+    lambda _: (0,),
+    reads=lambda _: ["vae"],
+    at_once=encoded_at_once,
+    static_argnames=("tile",),
+)
 denoise = by_rows(
     generation.denoise,
     lambda *batch: tuple(batch_axes(Batch(*batch))),
+    reads=lambda definition: ["unet", *(name for name, _ in definition.controlnets)],
     at_once=denoised_at_once,
     static_argnames=("guidance_axis",),
     donated=(1,),
 )
-decode = by_rows(generation.decode, lambda _: (0,), at_once=decoded_at_once, static_argnames=("tile",))
+decode = by_rows(
+    generation.decode,
+    lambda _: (0,),
+    reads=lambda _: ["vae"],
+    at_once=decoded_at_once,
+    static_argnames=("tile",),
+)

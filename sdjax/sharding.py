@@ -10,7 +10,7 @@ A mesh has three axes, any of which may have length 1:
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core import FrozenDict
 from jax import Array, lax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
@@ -167,6 +168,7 @@ def by_rows(
     function: Callable[..., Result],
     axes: Callable[..., tuple[Any, ...]],
     *,
+    reads: Callable[[Any], Iterable[str]],
     out_axis: int = 0,
     at_once: Callable[..., int] | None = None,
     static_argnames: Sequence[str] = (),
@@ -183,6 +185,8 @@ def by_rows(
         function: returns arrays, or trees of them.
         axes: gives, for the arrays, trees like theirs of which axis counts the rows: 0, 1 where guidance comes first,
             or `SHARED` for what all rows have in common.
+        reads: gives, for the definition, the names in `params` that the function reads: a call takes time for every
+            parameter that it is handed.
         out_axis: which axis does so in all that is returned.
         at_once: gives, for (definition, *arrays), how many rows may hold memory at one time where each is a call of its
             own; None is any number.
@@ -222,6 +226,7 @@ def by_rows(
         return jitted
 
     def run(definition: Any, params: Params, *arrays: Any, **static: Any) -> Result:
+        params = FrozenDict({name: params[name] for name in reads(definition)})
         mesh, compiled, axis_of = mesh_of(params), program(), axes(*arrays)
         counted = zip(jax.tree.leaves(axis_of), jax.tree.leaves(arrays), strict=True)
         rows = next(np.shape(x)[axis] for axis, x in counted if axis != SHARED)

@@ -39,7 +39,7 @@ def meeting_rows(meeting, at_once=None):
         met = jax.pure_callback(meeting, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
         return {"sum": (met * params["weight"] + shared).sum(-1)}
 
-    return by_rows(function, lambda *_: (0, SHARED), at_once=at_once)
+    return by_rows(function, lambda *_: (0, SHARED), reads=lambda _: PARAMS, at_once=at_once)
 
 
 @pytest.mark.skipif(cores() < 2, reason="needs two cores")
