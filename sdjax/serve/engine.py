@@ -26,7 +26,7 @@ from sdjax.serve.leases import Leases
 from sdjax.serve.preparer import Preparer
 from sdjax.serve.previews import Previews
 from sdjax.serve.programs import Programs, default_batch_sizes
-from sdjax.serve.scheduling import SLICE_SECONDS, Blocked, admit, partition, slice_length
+from sdjax.serve.scheduling import JOIN_SECONDS, SLICE_SECONDS, Blocked, admit, partition, slice_length
 from sdjax.serve.stats import Compilations, Leased, Stats, Tally
 from sdjax.serve.store import Store
 from sdjax.serve.warmup import foreseen
@@ -101,7 +101,7 @@ class GenerationEngine:
         self._compiling: set[Key] = set()
         self._blocked: Blocked | None = None
         self._alone = False
-        self._told_at = 0.0
+        self._leased_at = self._told_at = 0.0
         self._moved_at = time.monotonic()
         self._tally = Tally()
         self._buckets: dict[str, Key] = {}
@@ -266,6 +266,7 @@ class GenerationEngine:
             work.seconds["queued"] = max((job.started or job.created) - job.created, 0.0)
             self._works[job.id] = work
             self._preparing[job.id] = work.pictures
+            self._leased_at = time.monotonic()
             self._preparer.prepare(lease)
 
     def _taken(self) -> int:
@@ -300,7 +301,12 @@ class GenerationEngine:
                 self._preparer.compile(key, rows[0], size, partial(self._put, self._compiling.discard, key))
 
     def _draw(self) -> None:
-        """One slice for every batch, all of them in a time that leaves the device in reach."""
+        """One slice for every batch, all of them in a time that leaves the device in reach.
+
+        A job that was just leased is about to join: what draws meanwhile must not keep its slot empty for long.
+        """
+        is_joined_soon = self._preparing and time.monotonic() - self._leased_at < SLICE_SECONDS
+        seconds = JOIN_SECONDS if is_joined_soon else SLICE_SECONDS
         cuts = [
             (key, size)
             for key, rows in self._active.items()
@@ -309,7 +315,7 @@ class GenerationEngine:
         before, self._active = self._active, {key: [] for key in self._active}
         for key, size in cuts:
             batch, before[key] = before[key][:size], before[key][size:]
-            after = self._slice(key, batch, size, SLICE_SECONDS / len(cuts))
+            after = self._slice(key, batch, size, seconds / len(cuts))
             self._active[key] += [row for row in after if row.left]
             ends = [row for row in after if not row.left]
             self._drawn.extend(ends)
@@ -333,7 +339,9 @@ class GenerationEngine:
         took = time.perf_counter() - began
         self._moved_at = time.monotonic()
         self._tally.sliced(len(rows), size, calls, took)
-        self._programs.measured(key, size, took / calls)
+        # Places that stand still may cost less, and a short slice is more of what is around the calls than of them.
+        if len(rows) == size and took > SLICE_SECONDS / 2:
+            self._programs.measured(key, size, took / calls)
         for job_id in {row.job_id for row in rows}:
             self._works[job_id].seconds["denoise"] += took
         return [row for i, row in enumerate(after) if self._goes_on(rows[i], row, is_finite=finite[i])]

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 SLICE_SECONDS = 0.25
 """How long the device is out of reach at a time: what a cancel, a preview or a new job waits for, at most."""
+JOIN_SECONDS = 0.05
+"""The same while a new job is being prepared, whose slot is empty until a slice ends."""
 BUCKETS_AT_ONCE = 2
 PATIENCE = 2.0
 """Seconds for which the job at the head of the queue may be overtaken."""
