@@ -17,6 +17,9 @@ from sdjax.serve.app import drain
 from sdjax.serve.front import Front
 from sdjax.serve.settings import Settings
 
+IDLE_SECONDS = 75
+"""How long a connection without a request stays open. Clients and proxies keep theirs for 5 to 60 seconds: whoever ends
+it first must not be the server, or a request that is on its way gets no answer."""
 CLOSING_SECONDS = 5
 """What open connections have for their last bytes, once the jobs are drained."""
 TEARDOWN_SECONDS = 10.0
@@ -40,6 +43,7 @@ class DrainingServer(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                timeout_keep_alive=IDLE_SECONDS,
                 timeout_graceful_shutdown=CLOSING_SECONDS,
             )
         )
