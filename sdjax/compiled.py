@@ -1,5 +1,6 @@
 """The functions of `sdjax.generation` as compiled programs, which all pipelines share: each takes rows of a batch."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,13 +28,6 @@ encode_prompt = by_rows(
     reads=lambda definition: [name for name, _ in definition.text_encoders],
     out_axis=1,
 )
-encode = by_rows(
-    generation.encode,
-    lambda _: (0,),
-    reads=lambda _: ["vae"],
-    at_once=encoded_at_once,
-    static_argnames=("tile",),
-)
 denoise = by_rows(
     generation.denoise,
     lambda *batch: tuple(batch_axes(Batch(*batch))),
@@ -42,10 +36,6 @@ denoise = by_rows(
     static_argnames=("guidance_axis",),
     donated=(1,),
 )
-decode = by_rows(
-    generation.decode,
-    lambda _: (0,),
-    reads=lambda _: ["vae"],
-    at_once=decoded_at_once,
-    static_argnames=("tile",),
-)
+_coded = partial(by_rows, axes=lambda _: (0,), reads=lambda _: ["vae"], static_argnames=("tile",))
+encode = _coded(generation.encode, at_once=encoded_at_once)
+decode = _coded(generation.decode, at_once=decoded_at_once)
