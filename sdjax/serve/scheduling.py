@@ -57,8 +57,8 @@ def admit(waiting: Sequence[str], running: Collection[str], blocked: Blocked | N
 def partition(rows: int, step_seconds: Mapping[int, float]) -> tuple[int, ...]:
     """Cut rows into batches so that a step of all of them takes the least time, by what steps were measured to take.
 
-    On a CPU, where rows are computed one after another, nothing is ever padded; where a batch costs little more than
-    its half, padding pays. Of equals it takes the fewest batches.
+    Where rows take turns nothing is ever padded; where a batch costs little more than its half, padding pays. Of equals
+    it takes the fewest batches.
 
     Args:
         rows: how many pictures take part, at least 1.
