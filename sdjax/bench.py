@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from sdjax import compiled, compiling
 from sdjax.batch import Conditioning, seed_keys, stack_tables, start_state
 from sdjax.errors import SdjaxError
-from sdjax.generation import Tokens
+from sdjax.generation import Text, Tokens
 from sdjax.guidance import stage_denoiser
 from sdjax.models import AddedConditioning, Definition, Params
 from sdjax.pipeline import Pipeline
@@ -125,8 +125,7 @@ def _words(text: Mapping[str, Any], random: np.random.Generator, rows: tuple[int
 
 def text_encoder(definition: Definition, params: Params, inputs: Inputs) -> Work:
     """Prompts to hidden states."""
-    clip_skip = np.zeros(np.shape(inputs.tokens[0].ids)[:2], np.int32)
-    return _ready(lambda: compiled.encode_prompt(definition, params, inputs.tokens, None, clip_skip))
+    return _ready(lambda: _encoded(definition, params, inputs))
 
 
 def unet_step(definition: Definition, params: Params, inputs: Inputs) -> Work:
@@ -161,10 +160,9 @@ def picture(
     tables = jax.device_put(stack_tables([schedule] * batch, len(schedule.timesteps)))
     start, stop = np.zeros(batch, np.int32), np.full(batch, len(schedule.step), np.int32)
     scale = np.full(batch, schedule.init_noise, np.float32)
-    clip_skip = np.zeros(np.shape(inputs.tokens[0].ids)[:2], np.int32)
 
     def run() -> Array:
-        text = compiled.encode_prompt(definition, params, inputs.tokens, None, clip_skip)
+        text = _encoded(definition, params, inputs)
         cond = inputs.cond._replace(context=text.context)
         if text.pooled is not None and cond.added is not None:
             cond = cond._replace(added=cond.added._replace(text_embeds=text.pooled))
@@ -173,6 +171,11 @@ def picture(
         return compiled.decode(definition, params, state[:, 0])
 
     return _ready(run)
+
+
+def _encoded(definition: Definition, params: Params, inputs: Inputs) -> Text:
+    no_skip = np.zeros(np.shape(inputs.tokens[0].ids)[:2], np.int32)
+    return compiled.encode_prompt(definition, params, inputs.tokens, None, no_skip)
 
 
 def _ready(function: Callable[[], Any]) -> Work:

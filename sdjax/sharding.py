@@ -10,7 +10,7 @@ A mesh has three axes, any of which may have length 1:
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from typing import Any, TypeVar
@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.core import FrozenDict
 from jax import Array, lax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
@@ -142,7 +141,7 @@ def placer(mesh: Mesh | None) -> Callable[[Sequence[str | int], NDArray[Any]], A
     return place
 
 
-def mesh_of(params: Params) -> Mesh | None:
+def mesh_of(params: Mapping[str, Any]) -> Mesh | None:
     """The mesh on which parameters lie, None where that is a single device."""
     sharding = jax.tree.leaves(params)[0].sharding
     return sharding.mesh if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh) else None
@@ -226,12 +225,12 @@ def by_rows(
         return jitted
 
     def run(definition: Any, params: Params, *arrays: Any, **static: Any) -> Result:
-        params = FrozenDict({name: params[name] for name in reads(definition)})
-        mesh, compiled, axis_of = mesh_of(params), program(), axes(*arrays)
+        read = {name: params[name] for name in reads(definition)}
+        mesh, compiled, axis_of = mesh_of(read), program(), axes(*arrays)
         counted = zip(jax.tree.leaves(axis_of), jax.tree.leaves(arrays), strict=True)
         rows = next(np.shape(x)[axis] for axis, x in counted if axis != SHARED)
         if mesh is None:
-            call = partial(compiled, definition, None, params, **static)
+            call = partial(compiled, definition, None, read, **static)
             if rows == 1 or not one_by_one():
                 return call(*arrays)
             most = rows if at_once is None else at_once(definition, *arrays)
@@ -239,7 +238,7 @@ def by_rows(
         parts = _size(mesh, DATA)
         padded = -(-rows // parts) * parts
         placed = jax.tree.map(partial(_placed, rows=rows, padded=padded, mesh=mesh), axis_of, arrays)
-        drawn: Result = compiled(definition, mesh, params, *placed, **static)
+        drawn: Result = compiled(definition, mesh, read, *placed, **static)
         if padded == rows:
             return drawn
         # Fewer rows than devices can't be spread evenly: what is left of them lies whole on each.

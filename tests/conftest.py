@@ -3,6 +3,7 @@
 import jax
 import pytest
 
+from sdjax.compiling import COMPILED
 from sdjax.terminal import keep_compiled_programs
 from sdjax.xla_flags import set_flags
 
@@ -18,12 +19,12 @@ def pytest_configure():
 
 @pytest.fixture
 def compilations():
-    """Count the programs that XLA compiles while the test runs."""
+    """The names of the programs that XLA compiles while the test runs."""
     names = []
 
-    def listen(event, duration, **_):
-        if event == "/jax/core/compile/backend_compile_duration":
-            names.append(event)
+    def listen(event, duration, fun_name=None, **_):
+        if event == COMPILED:
+            names.append(fun_name)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     yield names

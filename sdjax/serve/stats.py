@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import jax
 
+from sdjax.compiling import COMPILED
+
 
 class Leased(NamedTuple):
     """A job that an engine has: its bucket, its pictures, and the steps that all of these have before them."""
@@ -117,7 +119,7 @@ class Compilations:
             jax.monitoring.unregister_event_duration_listener(self._heard)
 
     def _heard(self, event: str, duration_secs: float, **_: str | int) -> None:
-        self.count += event == "/jax/core/compile/backend_compile_duration"
+        self.count += event == COMPILED
 
 
 def device_memory() -> dict[str, dict[str, int]]:
