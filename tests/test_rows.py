@@ -73,9 +73,11 @@ def test_a_row_that_fails_is_an_error_and_the_rest_is_not_begun():
 
 
 def test_another_number_of_pictures_compiles_nothing_large(compilations):
+    large = {"jit(encode_prompt)", "jit(denoise)", "jit(decode)"}
+    jax.clear_caches()  # of what tests before this one have compiled
     pipe = sdjax.Pipeline.from_pretrained()
     pipe("a red circle", seed=1, steps=2)
+    assert large <= set(compilations)
     compilations.clear()
     pipe(["a red circle", "a blue star", "a green ring"], seed=1, steps=2)
-    assert "jit(draw_noise)" in compilations  # programs are told by these names
-    assert not {"jit(denoise)", "jit(decode)", "jit(encode_prompt)"} & set(compilations)
+    assert not large & set(compilations)
