@@ -103,10 +103,12 @@ class Sides(NamedTuple):
     theirs: Callable[[], object]
 
 
-def prepare(operation: Operation) -> Sides:
+def prepare(operation: Operation, dtype: str) -> Sides:
     """Make an operation ready on both sides; PyTorch's pictures are channels-last."""
-    arrays = [random_values.normal(shape, i) for i, shape in enumerate(operation.shapes)]
-    ours, theirs = BY_KIND[operation.kind](arrays, *operation.settings)
+    values = [random_values.normal(shape, i) for i, shape in enumerate(operation.shapes)]
+    arrays = [jnp.asarray(x, dtype) for x in values]
+    tensors = [torch.from_numpy(x).to(getattr(torch, dtype)) for x in values]
+    ours, theirs = BY_KIND[operation.kind](arrays, tensors, *operation.settings)
 
     def run_theirs() -> None:
         with torch.inference_mode():
@@ -123,35 +125,29 @@ def _compiled(function: Callable[..., Any], known: Any, *varying: Any) -> Callab
     return lambda: jax.block_until_ready(compiled(known, kept, varying))
 
 
-def _picture(x: Any) -> torch.Tensor:
-    return torch.from_numpy(x).permute(0, 3, 1, 2)
+def _picture(x: torch.Tensor) -> torch.Tensor:
+    return x.permute(0, 3, 1, 2)
 
 
-def _convolution(arrays: list[Any], stride: int, padding: tuple[int, int]) -> Sides:
-    x, weight = map(jnp.asarray, arrays)
-    theirs = torch.from_numpy(arrays[1]).to(memory_format=torch.channels_last)
+def _convolution(arrays: list[Any], tensors: list[torch.Tensor], stride: int, padding: tuple[int, int]) -> Sides:
+    x, weight = arrays
+    picture, kernel = tensors
+    kernel = kernel.to(memory_format=torch.channels_last)
     ours = _compiled(lambda weight, xs: convolution.conv2d(xs[0], weight, stride=stride, padding=padding), weight, x)
-    return Sides(ours, lambda: functional.conv2d(_picture(arrays[0]), theirs, stride=stride, padding=max(padding)))
+    return Sides(ours, lambda: functional.conv2d(_picture(picture), kernel, stride=stride, padding=max(padding)))
 
 
-def _attention(arrays: list[Any]) -> Sides:
-    arrays = [*arrays, arrays[1] + 1]
-    query, key, value = map(torch.from_numpy, arrays)
-    ours = _compiled(lambda _, qkv: attention.attention(*qkv), (), *map(jnp.asarray, arrays))
-    return Sides(
-        ours,
-        lambda: functional.scaled_dot_product_attention(
-            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-        ),
-    )
+def _attention(arrays: list[Any], tensors: list[torch.Tensor]) -> Sides:
+    """Query and key are given; values are like keys."""
+    query, key = arrays
+    ours = _compiled(lambda _, qkv: attention.attention(*qkv), (), query, key, key + 1)
+    heads_first = [x.transpose(1, 2) for x in (*tensors, tensors[1] + 1)]
+    return Sides(ours, lambda: functional.scaled_dot_product_attention(*heads_first))
 
 
-def _linear(arrays: list[Any]) -> Sides:
-    x, weight = map(jnp.asarray, arrays)
-    return Sides(
-        _compiled(lambda weight, xs: multiply(xs[0], weight), weight, x),
-        lambda: functional.linear(*map(torch.from_numpy, arrays)),
-    )
+def _linear(arrays: list[Any], tensors: list[torch.Tensor]) -> Sides:
+    x, weight = arrays
+    return Sides(_compiled(lambda weight, xs: multiply(xs[0], weight), weight, x), lambda: functional.linear(*tensors))
 
 
 def _filled(shape: tuple[int, ...], mean: float, deviation: float) -> jax.Array:
@@ -161,33 +157,31 @@ def _filled(shape: tuple[int, ...], mean: float, deviation: float) -> jax.Array:
 def _normalising(norm: Any, after: Callable[[Any], Any], x: Any) -> Callable[[], object]:
     """A norm whose parameters are arguments: as constants of the program, ones and zeros would be left out of it."""
     definition, params = nnx.split(norm)
-    return _compiled(lambda params, xs: after(nnx.merge(definition, params)(xs[0])), params, jnp.asarray(x))
+    return _compiled(lambda params, xs: after(nnx.merge(definition, params)(xs[0])), params, x)
 
 
-def _group_norm(arrays: list[Any], groups: int) -> Sides:
-    channels = arrays[0].shape[-1]
-    norm = layers.GroupNorm(groups, channels, epsilon=1e-5, dtype="float32", make=_filled)
-    weight = torch.ones(channels)
+def _group_norm(arrays: list[Any], tensors: list[torch.Tensor], groups: int) -> Sides:
+    (x,), (tensor,) = arrays, tensors
+    norm = layers.GroupNorm(groups, x.shape[-1], epsilon=1e-5, dtype=x.dtype, make=_filled)
+    weight = torch.ones(x.shape[-1], dtype=tensor.dtype)
     return Sides(
-        _normalising(norm, jax.nn.silu, arrays[0]),
-        lambda: functional.silu(functional.group_norm(_picture(arrays[0]), groups, weight, weight, 1e-5)),
+        _normalising(norm, jax.nn.silu, x),
+        lambda: functional.silu(functional.group_norm(_picture(tensor), groups, weight, weight, 1e-5)),
     )
 
 
-def _layer_norm(arrays: list[Any]) -> Sides:
-    norm = layers.LayerNorm(arrays[0].shape[-1], epsilon=1e-5, dtype="float32", make=_filled)
-    return Sides(
-        _normalising(norm, lambda x: x, arrays[0]),
-        lambda: functional.layer_norm(torch.from_numpy(arrays[0]), arrays[0].shape[-1:]),
-    )
+def _layer_norm(arrays: list[Any], tensors: list[torch.Tensor]) -> Sides:
+    (x,), (tensor,) = arrays, tensors
+    norm = layers.LayerNorm(x.shape[-1], epsilon=1e-5, dtype=x.dtype, make=_filled)
+    return Sides(_normalising(norm, lambda x: x, x), lambda: functional.layer_norm(tensor, tensor.shape[-1:]))
 
 
-def _geglu(arrays: list[Any]) -> Sides:
+def _geglu(arrays: list[Any], tensors: list[torch.Tensor]) -> Sides:
     def theirs() -> torch.Tensor:
-        linear, gate = torch.from_numpy(arrays[0]).chunk(2, dim=-1)
+        linear, gate = tensors[0].chunk(2, dim=-1)
         return linear * functional.gelu(gate)
 
-    return Sides(_compiled(lambda _, xs: attention.gated(xs[0]), (), jnp.asarray(arrays[0])), theirs)
+    return Sides(_compiled(lambda _, xs: attention.gated(xs[0]), (), *arrays), theirs)
 
 
 BY_KIND: dict[str, Callable[..., Sides]] = {
@@ -219,16 +213,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.profile_ops", description=__doc__)
     parser.add_argument("what", choices=("unet", "vae-decode"))
     parser.add_argument("model")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each operation, at least")
     parser.add_argument("--kinds", nargs="+", choices=BY_KIND, default=list(BY_KIND))
     options = parser.parse_args()
     sums: Counter[tuple[str, int]] = Counter()
     heading = f"{'ours ms':>9} {'theirs':>9} {'ours cpu':>9} {'theirs':>9} {'times':>5}  operation"
     print(heading)
-    for operation, times in sorted(operations(Case(options.what, options.model)).items()):
+    for operation, times in sorted(operations(Case(options.what, options.model, dtype=options.dtype)).items()):
         if operation.kind not in options.kinds:
             continue
-        figures = [1e3 * times * x for side in timed(prepare(operation), options.seconds) for x in side]
+        figures = [1e3 * times * x for side in timed(prepare(operation, options.dtype), options.seconds) for x in side]
         figures = [figures[0], figures[2], figures[1], figures[3]]
         for column, figure in enumerate(figures):
             sums[operation.kind, column] += figure

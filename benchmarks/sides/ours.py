@@ -30,6 +30,7 @@ from sdjax.models import (
     convolution,
     define,
 )
+from sdjax.models.product import multiply
 from sdjax.models.quantised import is_large_weight, quantise_weight
 from sdjax.xla_flags import set_flags
 
@@ -151,8 +152,8 @@ def _first_picture(case: Case) -> Prepared:
 
 def _matmul(case: Case) -> Callable[[], object]:
     left, right = (jnp.asarray(random_values.normal((MATMUL_SIZE, MATMUL_SIZE), i), case.arithmetic) for i in range(2))
-    multiply = jax.jit(jnp.matmul)
-    return lambda: jax.block_until_ready(multiply(left, right))
+    product = jax.jit(multiply)
+    return lambda: jax.block_until_ready(product(left, right))
 
 
 def _of_models(work: Callable[..., Work]) -> Callable[..., Work]:

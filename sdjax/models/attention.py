@@ -14,7 +14,8 @@ from typing_extensions import Unpack
 
 from sdjax.models import flash
 from sdjax.models.exponential import exp_of_negative
-from sdjax.models.layers import Conv, GroupNorm, Identity, LayerNorm, Linear, Setup
+from sdjax.models.layers import Conv, GroupNorm, Identity, LayerNorm, Linear, Setup, gelu
+from sdjax.models.product import accumulate
 
 QUERIES_AT_ONCE, KEYS_AT_ONCE = 4096, 512
 """Queries and keys of one head that are scored at once on a CPU: enough that its cores seldom wait for each other."""
@@ -44,7 +45,7 @@ def attention(query: Array, key: Array, value: Array, *, causal: bool = False) -
         visible = jnp.tri(query.shape[1], key.shape[1], dtype=bool)
         scores = jnp.where(visible, scores, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, value, preferred_element_type=jnp.float32).astype(query.dtype)
 
 
 def _attention_by_head(query: Array, key: Array, value: Array) -> Array:
@@ -101,7 +102,7 @@ def _attend(query: Array, key: Array, value: Array) -> Array:
 
     def update(state: _Softmax, block: tuple[Array, Array, Array]) -> tuple[_Softmax, None]:
         index, k, v = block
-        scores = jnp.matmul(query, k.T, preferred_element_type=jnp.float32)
+        scores = accumulate(query, k)
         if missing:
             scores = jnp.where(index * size + jnp.arange(size) < count, scores, -jnp.inf)
         return state.update(scores, v), None
@@ -143,7 +144,7 @@ class Attention(nnx.Module):
 def gated(x: Array) -> Array:
     """Multiply the first half of the channels by the GELU of the other: (..., 2 * hidden) to (..., hidden)."""
     linear, gate = jnp.split(x, 2, axis=-1)
-    return linear * jax.nn.gelu(gate, approximate=False)
+    return linear * gelu(gate)
 
 
 class GEGLU(nnx.Module):

@@ -6,19 +6,18 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from typing_extensions import Unpack
 
 from sdjax.models.attention import attention
-from sdjax.models.layers import Embedding, LayerNorm, Linear, Setup
+from sdjax.models.layers import Embedding, LayerNorm, Linear, Setup, gelu, quick_gelu
 
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = MappingProxyType(
     {
-        "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
-        "gelu": partial(jax.nn.gelu, approximate=False),
+        "quick_gelu": quick_gelu,
+        "gelu": gelu,
     }
 )
 

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import jax
 from flax import nnx
 from jax import Array
 from typing_extensions import Unpack
 
-from sdjax.models.layers import Conv, Setup
+from sdjax.models.layers import Conv, Setup, silu
 from sdjax.models.unet import (
     AddedConditioning,
     DownBlock,
@@ -100,9 +99,9 @@ class _HintEmbedding(nnx.Module):
         self.conv_out = Conv(channels[-1], out_channels, 3, **setup)
 
     def __call__(self, x: Array) -> Array:
-        x = jax.nn.silu(self.conv_in(x))
+        x = silu(self.conv_in(x))
         for block in self.blocks:
-            x = jax.nn.silu(block(x))
+            x = silu(block(x))
         return self.conv_out(x)
 
 

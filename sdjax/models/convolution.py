@@ -8,7 +8,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from sdjax.models import winograd
-from sdjax.models.product import multiply
+from sdjax.models.product import accumulate, multiply
 
 LARGEST_WHOLE = 2**21
 """Tiles times channels of a picture up to which Winograd's forms work on it whole."""
@@ -27,6 +27,7 @@ class Form(Enum):
 
     DIRECT = "the backend's own"
     POINTWISE = "a matrix product over the channels"
+    PLACES = "a sum of matrix products, one for each place of the kernel"
     COLUMNS = "one matrix product of every pixel's surroundings"
     WINOGRAD_2 = "Winograd's F(2x2, 3x3)"
     WINOGRAD_4 = "Winograd's F(4x4, 3x3)"
@@ -61,6 +62,9 @@ def choose(
     # Of so few pixels and channels a product is too small to make up for what is done around it, and compiled.
     if narrow * wide <= (128 * 128 if pixels > 32 * 32 else 256 * 256):
         return Form.DIRECT
+    if jnp.dtype(dtype) == jnp.bfloat16:
+        # Twice the speed of the backend's own, which computes in float32.
+        return Form.COLUMNS if pixels <= 8 * 8 * stride**2 else Form.PLACES
     # A transform multiplies rounding errors: F(4x4) in bfloat16 would be wrong by 5 % of the output, instead of 0.2.
     if jnp.dtype(dtype).itemsize < 4:
         return Form.DIRECT
@@ -92,6 +96,8 @@ def conv2d(x: Array, weight: Array, *, stride: int, padding: tuple[int, int]) ->
     match form:
         case Form.POINTWISE:
             return multiply(x, weight[..., 0, 0])
+        case Form.PLACES:
+            return _by_place(x, weight, stride, padding)
         case Form.COLUMNS:
             return _columns(x, weight, stride)
         case Form.WINOGRAD_2 | Form.WINOGRAD_4:
@@ -108,6 +114,23 @@ def conv2d(x: Array, weight: Array, *, stride: int, padding: tuple[int, int]) ->
     return lax.conv_general_dilated(
         x, weight, (stride, stride), (padding, padding), dimension_numbers=("NHWC", order, "NHWC")
     )
+
+
+def _by_place(x: Array, weight: Array, stride: int, padding: tuple[int, int]) -> Array:
+    """Multiply the picture as every place of the kernel sees it, and add up."""
+    size = weight.shape[2]
+    padded = jnp.pad(x, ((0, 0), padding, padding, (0, 0)))
+    height, width = (length - size + 1 for length in padded.shape[1:3])
+
+    def product(i: int, j: int) -> Array:
+        return accumulate(padded[:, i : i + height : stride, j : j + width : stride], weight[..., i, j])
+
+    first, *others = [(i, j) for i in range(size) for j in range(size)]
+    total = product(*first)
+    for place in others:
+        # A sum of all at once would keep them all in memory.
+        total = lax.optimization_barrier(total + product(*place))  # type: ignore[no-untyped-call]
+    return total.astype(x.dtype)
 
 
 def _columns(x: Array, weight: Array, stride: int) -> Array:

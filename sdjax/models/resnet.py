@@ -1,12 +1,11 @@
 """The convolutional blocks that the UNet and the VAE share."""
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from typing_extensions import Unpack
 
-from sdjax.models.layers import Conv, GroupNorm, Linear, Setup
+from sdjax.models.layers import Conv, GroupNorm, Linear, Setup, silu
 
 
 class ResnetBlock(nnx.Module):
@@ -31,12 +30,12 @@ class ResnetBlock(nnx.Module):
 
     def __call__(self, x: Array, time: Array | None = None) -> Array:
         """Map x (batch, height, width, in), time (batch, time_channels) to (batch, height, width, out)."""
-        hidden = self.conv1(jax.nn.silu(self.norm1(x)))
+        hidden = self.conv1(silu(self.norm1(x)))
         if self.time_emb_proj is not None:
             if time is None:
                 raise ValueError("this block was built to hear the time, and got none")
-            hidden = hidden + self.time_emb_proj(jax.nn.silu(time))[:, None, None, :]
-        hidden = self.conv2(jax.nn.silu(self.norm2(hidden)))
+            hidden = hidden + self.time_emb_proj(silu(time))[:, None, None, :]
+        hidden = self.conv2(silu(self.norm2(hidden)))
         return hidden + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 

@@ -6,7 +6,6 @@ from functools import partial
 from itertools import zip_longest
 from typing import Any, NamedTuple, Protocol
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -15,7 +14,7 @@ from typing_extensions import Unpack
 
 from sdjax.models.attention import Transformer2D
 from sdjax.models.config import check_keys, per_block
-from sdjax.models.layers import Conv, GroupNorm, Linear, Setup, timestep_embedding
+from sdjax.models.layers import Conv, GroupNorm, Linear, Setup, silu, timestep_embedding
 from sdjax.models.resnet import Downsample, ResnetBlock, Upsample
 
 DOWN_BLOCKS = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}
@@ -173,7 +172,7 @@ class TimestepMLP(nnx.Module):
                     "this UNet needs `timestep_condition`: it was distilled for an embedded guidance scale"
                 )
             x = x + self.cond_proj(condition)
-        return self.linear_2(jax.nn.silu(self.linear_1(x)))
+        return self.linear_2(silu(self.linear_1(x)))
 
 
 def time_layers(config: UNetConfig, **setup: Unpack[Setup]) -> tuple[TimestepMLP, TimestepMLP | None]:
@@ -372,4 +371,4 @@ class UNet(nnx.Module):
             taken = [skips.pop() for _ in up.resnets]
             height, width = skips[-1].shape[1:3] if skips else x.shape[1:3]
             x = up(x, time, context, taken, (height, width))
-        return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
+        return self.conv_out(silu(self.conv_norm_out(x)))

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -13,7 +12,7 @@ from typing_extensions import Unpack
 
 from sdjax.models.attention import attention
 from sdjax.models.config import check_keys
-from sdjax.models.layers import Conv, GroupNorm, Linear, Setup
+from sdjax.models.layers import Conv, GroupNorm, Linear, Setup, silu
 from sdjax.models.resnet import Downsample, ResnetBlock, Upsample
 
 EPSILON = 1e-6
@@ -156,7 +155,7 @@ class Encoder(nnx.Module):
         x = self.conv_in(x)
         for block in self.down_blocks:
             x = block(x)
-        return self.conv_out(jax.nn.silu(self.conv_norm_out(self.mid_block(x))))
+        return self.conv_out(silu(self.conv_norm_out(self.mid_block(x))))
 
 
 class Decoder(nnx.Module):
@@ -179,7 +178,7 @@ class Decoder(nnx.Module):
         x = self.mid_block(self.conv_in(x))
         for block in self.up_blocks:
             x = block(x)
-        return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
+        return self.conv_out(silu(self.conv_norm_out(x)))
 
 
 class VAE(nnx.Module):

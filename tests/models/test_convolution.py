@@ -14,7 +14,7 @@ from sdjax.models import convolution
 from sdjax.models.convolution import Form, choose, conv2d
 from sdjax.staging import split
 
-FORMS = (Form.DIRECT, Form.COLUMNS, Form.WINOGRAD_2, Form.WINOGRAD_4)
+FORMS = (Form.DIRECT, Form.PLACES, Form.COLUMNS, Form.WINOGRAD_2, Form.WINOGRAD_4)
 TOLERANCE = 1e-4
 
 
@@ -64,10 +64,11 @@ def test_any_size_gives_what_pytorch_gives(form, shape, strip, prepared, seed):
 
 @settings(max_examples=5, deadline=None)
 @given(shape=SHAPES, seed=st.integers(0, 99))
-def test_any_size_is_halved_as_pytorch_halves_it(shape, seed):
+@pytest.mark.parametrize("form", [Form.PLACES, Form.COLUMNS], ids=lambda form: form.name)
+def test_any_size_is_halved_as_pytorch_halves_it(form, shape, seed):
     x, weight = arrays(seed, *shape)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(convolution, "choose", lambda *_, **__: Form.COLUMNS)
+        patch.setattr(convolution, "choose", lambda *_, **__: form)
         output = compiled(lambda x, weight: conv2d(x, weight, stride=2, padding=(1, 1)))(x, weight)
     truth = torch.nn.functional.conv2d(
         torch.from_numpy(x.transpose(0, 3, 1, 2)).double(), torch.from_numpy(weight).double(), stride=2, padding=1
@@ -155,6 +156,17 @@ def test_a_large_picture_is_halved_by_the_backends_own_form(stride, padding):
 def test_a_cpu_transforms_only_kernels_that_are_small_beside_their_picture(side, narrow, wide, expected):
     assert (
         choose((side, side), (wide, narrow, 3, 3), stride=1, padding=(1, 1), dtype="float32", backend="cpu") is expected
+    )
+
+
+@pytest.mark.parametrize(
+    ("side", "stride", "expected"),
+    [(64, 1, Form.PLACES), (64, 2, Form.PLACES), (16, 1, Form.PLACES), (16, 2, Form.COLUMNS), (8, 1, Form.COLUMNS)],
+)
+def test_in_bfloat16_a_cpu_multiplies_place_by_place(side, stride, expected):
+    assert (
+        choose((side, side), (640, 640, 3, 3), stride=stride, padding=(1, 1), dtype="bfloat16", backend="cpu")
+        is expected
     )
 
 

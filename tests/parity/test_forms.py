@@ -25,6 +25,7 @@ def both(tmp_path_factory):
     params=[
         (Form.DIRECT, 2**30),
         (Form.COLUMNS, 0),
+        (Form.PLACES, 2**30),
         (Form.WINOGRAD_2, 2**30),
         (Form.WINOGRAD_4, 0),
     ],

@@ -1,7 +1,9 @@
-"""SDXL's autoencoder leaves float16's range inside: its config's `force_upcast` must keep it out of it, both ways."""
+"""Half precision loses what PyTorch's loses and no more, and SDXL's autoencoder stays within what float16 can say."""
 
+import copy
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,7 +12,37 @@ from reference import channels_first, channels_last, pipeline
 
 import sdjax
 from sdjax.errors import NotFiniteError
-from sdjax.models import bind
+from sdjax.models import attention, bind, convolution
+from sdjax.models.convolution import Form
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bfloat16")
+    reference = pipeline("sd-v1-5", folder)
+    return reference, sdjax.Pipeline.from_pretrained(folder / "model", dtype="bfloat16")
+
+
+@pytest.mark.parametrize("form", [Form.DIRECT, Form.PLACES, Form.COLUMNS], ids=lambda form: form.name)
+@pytest.mark.parametrize("short", [0, 2**30], ids=["blocks", "whole"])
+def test_in_bfloat16_a_unet_strays_from_float32_no_further_than_pytorchs(both, form, short, monkeypatch):
+    monkeypatch.setattr(convolution, "choose", lambda _, weight, **__: form if weight[2] == 3 else Form.POINTWISE)
+    monkeypatch.setattr(attention, "SHORT", short)
+    reference, pipe = both
+    rng = np.random.default_rng(1)
+    sample, context = (rng.normal(size=shape).astype(np.float32) for shape in [(2, 16, 16, 4), (2, 7, 32)])
+    timesteps = np.array([7.0, 981.5], np.float32)
+    with torch.no_grad():
+        inputs = channels_first(sample), torch.from_numpy(timesteps), torch.from_numpy(context)
+        exact = channels_last(reference.unet(*inputs).sample)
+        half = copy.deepcopy(reference.unet).bfloat16()
+        theirs = channels_last(half(*(x.bfloat16() for x in inputs)).sample.float())
+    ours = jax.jit(lambda params: bind(pipe.definition.unet, params)(sample, timesteps, context))(pipe.params["unet"])
+    assert rms(np.asarray(ours, np.float32) - exact) < 1.2 * rms(theirs - exact)
+
+
+def rms(x):
+    return np.sqrt(np.square(x).mean())
 
 
 @pytest.fixture(scope="module")
