@@ -53,6 +53,7 @@ def test_any_size_gives_what_pytorch_gives(form, shape, strip, prepared, seed):
         patch.setattr(convolution, "LARGEST_WHOLE", strip)
         patch.setattr(convolution, "TILES_OF_STRIP", strip)
         patch.setattr(convolution, "LARGEST_PREPARED", prepared)
+        patch.setattr(convolution, "LARGEST_AT_ONCE", 8 * prepared)
         output = convolved(x, weight)
     truth = torch.nn.functional.conv2d(
         torch.from_numpy(x.transpose(0, 3, 1, 2)).double(),
@@ -81,6 +82,7 @@ def test_derivatives_are_those_of_xlas_own_convolution(form, strip, prepared, mo
     monkeypatch.setattr(convolution, "LARGEST_WHOLE", strip)
     monkeypatch.setattr(convolution, "TILES_OF_STRIP", strip)
     monkeypatch.setattr(convolution, "LARGEST_PREPARED", prepared)
+    monkeypatch.setattr(convolution, "LARGEST_AT_ONCE", 8 * prepared)
     x, weight = arrays(3, 2, 11, 9, 5, 7)
     cotangent = np.random.default_rng(4).standard_normal((2, 11, 9, 7), np.float32)
 
