@@ -7,6 +7,7 @@ except that statistics of a norm accumulate in float32.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeAlias, TypedDict
 
 import jax
@@ -112,11 +113,17 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """Normalise (..., channels); the result has the layer's dtype."""
-        wide = x.astype(jnp.float32)
-        centred = wide - wide.mean(-1, keepdims=True)
-        variance = jnp.square(centred).mean(-1, keepdims=True)
-        weight, bias = (parameter[...].astype(jnp.float32) for parameter in (self.weight, self.bias))
-        return (centred * lax.rsqrt(variance + self.epsilon) * weight + bias).astype(self.dtype)
+        normalised: Array = _layer_norm(x, self.weight[...], self.bias[...], self.epsilon, self.dtype)
+        return normalised
+
+
+@partial(jax.jit, static_argnums=(3, 4))
+def _layer_norm(x: Array, weight: Array, bias: Array, epsilon: float, dtype: DTypeLike) -> Array:
+    """A function of its own in the program: XLA would compute it anew for parts of a product that follows."""
+    wide, weight, bias = (array.astype(jnp.float32) for array in (x, weight, bias))
+    centred = wide - wide.mean(-1, keepdims=True)
+    variance = jnp.square(centred).mean(-1, keepdims=True)
+    return (centred * lax.rsqrt(variance + epsilon) * weight + bias).astype(dtype)
 
 
 class GroupNorm(nnx.Module):
