@@ -165,7 +165,7 @@ def _group_norm(arrays: list[Any], tensors: list[torch.Tensor], groups: int) -> 
     norm = layers.GroupNorm(groups, x.shape[-1], epsilon=1e-5, dtype=x.dtype, make=_filled)
     weight = torch.ones(x.shape[-1], dtype=tensor.dtype)
     return Sides(
-        _normalising(norm, jax.nn.silu, x),
+        _normalising(norm, layers.silu, x),
         lambda: functional.silu(functional.group_norm(_picture(tensor), groups, weight, weight, 1e-5)),
     )
 

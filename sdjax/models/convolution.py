@@ -8,7 +8,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from sdjax.models import winograd
-from sdjax.models.product import accumulate, multiply
+from sdjax.models.product import accumulate, multiply, sum_dtype
 
 LARGEST_WHOLE = 2**21
 """Tiles times channels of a picture up to which Winograd's forms work on it whole."""
@@ -133,8 +133,7 @@ def _by_place(x: Array, weight: Array, stride: int, padding: tuple[int, int]) ->
         factors = lax.dynamic_slice(weight, (0, 0, row, column), (outputs, channels, 1, 1))
         return total + accumulate(seen[:, ::stride, ::stride], factors[..., 0, 0])
 
-    shape = (batch, -(-height // stride), -(-width // stride), outputs)
-    nothing = jnp.zeros(shape, jnp.promote_types(x.dtype, jnp.float32))
+    nothing = jnp.zeros((batch, -(-height // stride), -(-width // stride), outputs), sum_dtype(x.dtype))
     at_once = height * width * channels <= LARGEST_AT_ONCE
     total: Array = lax.fori_loop(0, size**2, add, nothing, unroll=at_once)
     return total.astype(x.dtype)

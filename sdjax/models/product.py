@@ -17,7 +17,12 @@ def multiply(x: Array, weight: Array) -> Array:
 
 def accumulate(x: Array, weight: Array) -> Array:
     """The same, but for sums that are in float32 at least."""
-    return _product(x, weight, jnp.promote_types(x.dtype, jnp.float32))
+    return _product(x, weight, sum_dtype(x.dtype))
+
+
+def sum_dtype(dtype: DTypeLike) -> DTypeLike:
+    """What `accumulate` sums in, for factors of a dtype."""
+    return jnp.promote_types(dtype, jnp.float32)
 
 
 def _product(x: Array, weight: Array, sums: DTypeLike | None) -> Array:
