@@ -285,8 +285,9 @@ class SqliteStore:
 
     def _requeue_lost(self, write: Write, now: float) -> None:
         """Let jobs whose lease ran out wait again, or end those that had all their attempts."""
+        # Ordered by a sum, or SQLite would read all jobs there are, in their order, instead of those that run.
         lost = write.db.execute(
-            "SELECT id, fence, attempts FROM jobs WHERE state = 'running' AND expires <= ? ORDER BY number", (now,)
+            "SELECT id, fence, attempts FROM jobs WHERE state = 'running' AND expires <= ? ORDER BY number + 0", (now,)
         ).fetchall()
         for job_id, fence, attempts in lost:
             if attempts < self.attempts:
