@@ -10,10 +10,10 @@ from jax.typing import DTypeLike
 from sdjax.models import winograd
 from sdjax.models.product import accumulate, multiply, sum_dtype
 
-LARGEST_WHOLE = 2**21
-"""Tiles times channels of a picture up to which Winograd's forms work on it whole."""
-TILES_OF_STRIP = 1024
-"""Tiles of a strip of a larger picture, which takes less memory. Every strip is compiled anew."""
+LARGEST_WHOLE = 1024
+"""Tiles of a picture up to which Winograd's forms work on it whole."""
+TILES_OF_STRIP = 256
+"""Tiles of a strip of a larger picture, about: less memory, and what is made of a strip stays in the caches."""
 
 LARGEST_AT_ONCE = 2**22
 """Pixels times channels of a picture up to which all that a kernel's places see of it may be in memory at one time: XLA
@@ -74,8 +74,6 @@ def choose(
         return Form.DIRECT
     if stride == 2:
         return Form.COLUMNS if pixels <= 16 * 16 else Form.DIRECT
-    if pixels > 256 * 256:
-        return Form.DIRECT
     # The weights of F(4x4) are four times the kernel's, of F(2x2) 16/9: worth it where they are few beside the pixels.
     if pixels >= 64 * 64 or (pixels >= 32 * 32 and narrow * wide <= 640 * 640):
         return Form.WINOGRAD_4
@@ -94,7 +92,7 @@ def conv2d(x: Array, weight: Array, *, stride: int, padding: tuple[int, int]) ->
     Returns:
         (batch, height', width', out) in x's dtype.
     """
-    _, height, width, channels = x.shape
+    _, height, width, _ = x.shape
     backend = jax.default_backend()
     form = choose((height, width), weight.shape, stride=stride, padding=padding, dtype=x.dtype, backend=backend)
     match form:
@@ -109,8 +107,8 @@ def conv2d(x: Array, weight: Array, *, stride: int, padding: tuple[int, int]) ->
             if weight.shape[0] * weight.shape[1] > LARGEST_PREPARED:
                 weight, x = lax.optimization_barrier((weight, x))  # type: ignore[no-untyped-call]
             rows, columns = -(-height // tile), -(-width // tile)
-            strip = rows if rows * columns * channels <= LARGEST_WHOLE else max(1, TILES_OF_STRIP // columns)
-            return winograd.conv3x3(x, weight, tile=tile, strip=strip)
+            strips = 1 if rows * columns <= LARGEST_WHOLE else -(-rows * columns // TILES_OF_STRIP)
+            return winograd.conv3x3(x, weight, tile=tile, strip=-(-rows // strips))
     order = "OIHW"
     if backend == "cpu":
         # XLA brings a kernel into this order by itself, but not in a loop: there another one is up to 8 times as slow.

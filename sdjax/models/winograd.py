@@ -68,7 +68,8 @@ def conv3x3(x: Array, weight: Array, *, tile: int, strip: int) -> Array:
         x: (batch, height, width, in), of any size.
         weight: (out, in, 3, 3), of x's dtype. What is made of it depends on it alone, so a loop may keep it outside.
         tile: side of the squares of outputs, a key of `TRANSFORMS`.
-        strip: rows of tiles that are worked on at once, which bounds the memory that a large picture takes.
+        strip: rows of tiles that are worked on at once, which bounds the memory that a large picture takes. Fewer than
+            all are a loop.
 
     Returns:
         (batch, height, width, out).
@@ -85,22 +86,27 @@ def _convolve(x: Array, places: Sequence[Array], tile: int, strip: int) -> Array
     """
     batch, height, width, _ = x.shape
     rows, columns = -(-height // tile), -(-width // tile)
+    sides = (1, columns * tile + 1 - width)
+    seen = strip * tile + 2
+    if height < seen:
+        padded = jnp.pad(x, ((0, 0), (1, rows * tile + 1 - height), sides, (0, 0)))
+        return _convolve_strip(padded, places, tile)[:, :height, :width]
+    strips = -(-rows // strip)
+    below = strips * strip * tile + 1 - height
 
-    def convolved(first: int) -> Array:
-        """The strip that begins with a row of tiles."""
-        top, bottom = first * tile, min(first + strip, rows) * tile
-        seen = x[:, max(top - 1, 0) : bottom + 1]
-        around = ((0, 0), (int(top == 0), max(bottom + 1 - height, 0)), (1, columns * tile + 1 - width), (0, 0))
-        return _convolve_strip(jnp.pad(seen, around), places, tile)
+    def convolve(i: Array, out: Array) -> Array:
+        first = i * (strip * tile)
+        # The last strip sees zeros below the picture: what it sees of the picture moves up in it.
+        start = jnp.minimum(first - 1, height - seen)
+        padded = jnp.pad(lax.dynamic_slice_in_dim(x, start, seen, axis=1), ((0, 0), (0, below), sides, (0, 0)))
+        moved = lax.dynamic_slice_in_dim(padded, first - 1 - start, seen, axis=1)
+        return lax.dynamic_update_slice_in_dim(out, _convolve_strip_apart(moved, places, tile), first, axis=1)
 
-    if strip >= rows:
-        return convolved(0)[:, :height, :width]
-    # Not a loop: in one, XLA's CPU backend does the transforms on one core. Written one after the other into the same
-    # memory, for joining them in the end would take it twice.
-    out = jnp.zeros((batch, rows * tile, columns * tile, places[0].shape[0]), x.dtype)
-    for first in range(0, rows, strip):
-        out = lax.dynamic_update_slice_in_dim(out, convolved(first), first * tile, axis=1)
-    return out[:, :height, :width]
+    out = jnp.zeros((batch, strips * strip * tile, columns * tile, places[0].shape[0]), x.dtype)
+    top = _convolve_strip_apart(jnp.pad(x[:, : seen - 1], ((0, 0), (1, 0), sides, (0, 0))), places, tile)
+    out = lax.dynamic_update_slice_in_dim(out, top, 0, axis=1)
+    whole: Array = lax.fori_loop(1, strips, convolve, out)
+    return whole[:, :height, :width]
 
 
 @partial(jax.jit, static_argnums=1, inline=True)
@@ -138,6 +144,11 @@ def _convolve_strip(x: Array, places: Sequence[Array], tile: int) -> Array:
     squares = [[_combine(row, across).reshape(batch, rows, columns, -1) for row in A] for across in halves]
     out = jnp.stack([jnp.stack(across, axis=3) for across in squares], axis=2)
     return out.reshape(batch, rows * tile, columns * tile, -1)
+
+
+_convolve_strip_apart = jax.jit(_convolve_strip, static_argnums=2)
+"""A function in the program: what XLA fuses with the writing of a strip into the picture, it computes on one core. It
+has to be called from two places at least, for XLA puts one that is called once in the place of its call."""
 
 
 def _apart(terms: list[Array]) -> list[Array]:

@@ -151,7 +151,8 @@ def test_a_large_picture_is_halved_by_the_backends_own_form(stride, padding):
         (16, 256, 128, Form.DIRECT),
         (256, 512, 256, Form.WINOGRAD_4),
         (256, 256, 128, Form.WINOGRAD_4),
-        (512, 256, 128, Form.DIRECT),
+        (512, 256, 128, Form.WINOGRAD_4),
+        (1024, 256, 256, Form.WINOGRAD_4),
         (512, 128, 128, Form.DIRECT),
     ],
 )
