@@ -1,6 +1,8 @@
 """How a convolution is computed: the one place that chooses its form."""
 
+import operator
 from enum import Enum
+from functools import reduce
 
 import jax
 import jax.numpy as jnp
@@ -8,16 +10,12 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from sdjax.models import winograd
-from sdjax.models.product import accumulate, multiply, sum_dtype
+from sdjax.models.product import accumulate, multiply
 
-LARGEST_WHOLE = 1024
+LARGEST_WHOLE = 768
 """Tiles of a picture up to which Winograd's forms work on it whole."""
 TILES_OF_STRIP = 256
 """Tiles of a strip of a larger picture, about: less memory, and what is made of a strip stays in the caches."""
-
-LARGEST_AT_ONCE = 2**22
-"""Pixels times channels of a picture up to which all that a kernel's places see of it may be in memory at one time: XLA
-takes it out at once wherever it can. A loop is up to a tenth slower."""
 
 LARGEST_TRANSFORMED = 2**21
 """Inputs times outputs of a kernel above which its transform takes more memory, or time if made anew, than it saves."""
@@ -66,12 +64,12 @@ def choose(
     # Of so few pixels and channels a product is too small to make up for what is done around it, and compiled.
     if narrow * wide <= (128 * 128 if pixels > 32 * 32 else 256 * 256):
         return Form.DIRECT
-    if jnp.dtype(dtype) == jnp.bfloat16:
-        # Twice the speed of the backend's own, which computes in float32.
+    # A transform multiplies rounding errors, so Winograd's form of half precision computes in float32, and rounds once.
+    # Of few pixels nine products by the processor's bfloat16 instructions are faster; it has none for float16.
+    if jnp.dtype(dtype).itemsize < 4 and (stride == 2 or pixels < 64 * 64):
+        if jnp.dtype(dtype) != jnp.bfloat16:
+            return Form.DIRECT
         return Form.COLUMNS if pixels <= 8 * 8 * stride**2 else Form.PLACES
-    # A transform multiplies rounding errors: F(4x4) in bfloat16 would be wrong by 5 % of the output, instead of 0.2.
-    if jnp.dtype(dtype).itemsize < 4:
-        return Form.DIRECT
     if stride == 2:
         return Form.COLUMNS if pixels <= 16 * 16 else Form.DIRECT
     # The weights of F(4x4) are four times the kernel's, of F(2x2) 16/9: worth it where they are few beside the pixels.
@@ -120,21 +118,15 @@ def conv2d(x: Array, weight: Array, *, stride: int, padding: tuple[int, int]) ->
 
 def _by_place(x: Array, weight: Array, stride: int, padding: tuple[int, int]) -> Array:
     """Multiply the picture as every place of the kernel sees it, and add up."""
-    batch, _, _, channels = x.shape
-    outputs, _, size, _ = weight.shape
+    size = weight.shape[-1]
     padded = jnp.pad(x, ((0, 0), padding, padding, (0, 0)))
     height, width = (length - size + 1 for length in padded.shape[1:3])
-
-    def add(place: Array, total: Array) -> Array:
-        row, column = place // size, place % size
-        seen = lax.dynamic_slice(padded, (0, row, column, 0), (batch, height, width, channels))
-        factors = lax.dynamic_slice(weight, (0, 0, row, column), (outputs, channels, 1, 1))
-        return total + accumulate(seen[:, ::stride, ::stride], factors[..., 0, 0])
-
-    nothing = jnp.zeros((batch, -(-height // stride), -(-width // stride), outputs), sum_dtype(x.dtype))
-    at_once = height * width * channels <= LARGEST_AT_ONCE
-    total: Array = lax.fori_loop(0, size**2, add, nothing, unroll=at_once)
-    return total.astype(x.dtype)
+    products = [
+        accumulate(padded[:, i : i + height : stride, j : j + width : stride], weight[..., i, j])
+        for i in range(size)
+        for j in range(size)
+    ]
+    return reduce(operator.add, products).astype(x.dtype)
 
 
 def _columns(x: Array, weight: Array, stride: int) -> Array:

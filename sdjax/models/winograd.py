@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array, lax
 from numpy.typing import NDArray
 
-from sdjax.models.product import multiply
+from sdjax.models.product import multiply, sum_dtype
 
 
 class Transform(NamedTuple):
@@ -67,6 +67,7 @@ def conv3x3(x: Array, weight: Array, *, tile: int, strip: int) -> Array:
     Args:
         x: (batch, height, width, in), of any size.
         weight: (out, in, 3, 3), of x's dtype. What is made of it depends on it alone, so a loop may keep it outside.
+            In half precision all is computed in float32, and rounded once.
         tile: side of the squares of outputs, a key of `TRANSFORMS`.
         strip: rows of tiles that are worked on at once, which bounds the memory that a large picture takes. Fewer than
             all are a loop.
@@ -116,6 +117,7 @@ def _transform_kernel(weight: Array, tile: int) -> list[Array]:
     Traced once for all kernels of a shape too, but inlined: which of them to keep is `sdjax.staging`'s choice.
     """
     G = TRANSFORMS[tile].kernel
+    weight = weight.astype(sum_dtype(weight.dtype))
     parts = [weight[..., i, j] for i in range(3) for j in range(3)]
     return [_combine(np.outer(down, across).ravel(), parts) for down in G for across in G]
 
@@ -132,7 +134,7 @@ def _convolve_strip(x: Array, places: Sequence[Array], tile: int) -> Array:
         count = (x.shape[axis] - 2) // tile
         return lax.slice_in_dim(x, i, i + tile * (count - 1) + 1, tile, axis)
 
-    seen = [every(1, i, x) for i in range(size)]
+    seen = [every(1, i, x).astype(places[0].dtype) for i in range(size)]
     half = _apart([_combine(row, seen) for row in B])
     products = []
     for i, across in enumerate(half):
@@ -143,7 +145,7 @@ def _convolve_strip(x: Array, places: Sequence[Array], tile: int) -> Array:
     halves = [_apart([_combine(row, products[j::size]) for j in range(size)]) for row in A]
     squares = [[_combine(row, across).reshape(batch, rows, columns, -1) for row in A] for across in halves]
     out = jnp.stack([jnp.stack(across, axis=3) for across in squares], axis=2)
-    return out.reshape(batch, rows * tile, columns * tile, -1)
+    return out.reshape(batch, rows * tile, columns * tile, -1).astype(x.dtype)
 
 
 _convolve_strip_apart = jax.jit(_convolve_strip, static_argnums=2)

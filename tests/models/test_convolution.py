@@ -53,7 +53,6 @@ def test_any_size_gives_what_pytorch_gives(form, shape, strip, prepared, seed):
         patch.setattr(convolution, "LARGEST_WHOLE", strip)
         patch.setattr(convolution, "TILES_OF_STRIP", strip)
         patch.setattr(convolution, "LARGEST_PREPARED", prepared)
-        patch.setattr(convolution, "LARGEST_AT_ONCE", 8 * prepared)
         output = convolved(x, weight)
     truth = torch.nn.functional.conv2d(
         torch.from_numpy(x.transpose(0, 3, 1, 2)).double(),
@@ -82,7 +81,6 @@ def test_derivatives_are_those_of_xlas_own_convolution(form, strip, prepared, mo
     monkeypatch.setattr(convolution, "LARGEST_WHOLE", strip)
     monkeypatch.setattr(convolution, "TILES_OF_STRIP", strip)
     monkeypatch.setattr(convolution, "LARGEST_PREPARED", prepared)
-    monkeypatch.setattr(convolution, "LARGEST_AT_ONCE", 8 * prepared)
     x, weight = arrays(3, 2, 11, 9, 5, 7)
     cotangent = np.random.default_rng(4).standard_normal((2, 11, 9, 7), np.float32)
 
@@ -108,7 +106,7 @@ def test_wide_kernels_stay_as_exact_as_narrow_ones(form):
 
 
 @pytest.mark.parametrize(("dtype", "allowed"), [("bfloat16", 2**-8), ("float16", 2**-11), ("float32", 1e-4)])
-def test_no_form_adds_to_what_half_precision_loses(dtype, allowed):
+def test_no_form_adds_to_what_half_precision_loses(form, dtype, allowed):
     x, weight = (jnp.asarray(array, dtype) for array in arrays(6, 1, 64, 64, 320, 320))
     truth = torch.nn.functional.conv2d(
         torch.from_numpy(np.asarray(x, np.float64).transpose(0, 3, 1, 2)),
@@ -164,13 +162,20 @@ def test_a_cpu_transforms_only_kernels_that_are_small_beside_their_picture(side,
 
 @pytest.mark.parametrize(
     ("side", "stride", "expected"),
-    [(64, 1, Form.PLACES), (64, 2, Form.PLACES), (16, 1, Form.PLACES), (16, 2, Form.COLUMNS), (8, 1, Form.COLUMNS)],
+    [(64, 2, Form.PLACES), (32, 1, Form.PLACES), (16, 1, Form.PLACES), (16, 2, Form.COLUMNS), (8, 1, Form.COLUMNS)],
 )
-def test_in_bfloat16_a_cpu_multiplies_place_by_place(side, stride, expected):
+def test_few_pixels_in_bfloat16_are_multiplied_place_by_place(side, stride, expected):
     assert (
         choose((side, side), (640, 640, 3, 3), stride=stride, padding=(1, 1), dtype="bfloat16", backend="cpu")
         is expected
     )
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("side", [64, 512])
+def test_many_pixels_in_half_precision_are_transformed(side, dtype):
+    weight = (640, 320, 3, 3)
+    assert choose((side, side), weight, stride=1, padding=(1, 1), dtype=dtype, backend="cpu") is Form.WINOGRAD_4
 
 
 @pytest.mark.parametrize(("wide", "prepared"), [(64, True), (128, False)])
