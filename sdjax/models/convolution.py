@@ -66,7 +66,7 @@ def choose(
         return Form.DIRECT
     # A transform multiplies rounding errors, so Winograd's form of half precision computes in float32, and rounds once.
     # Of few pixels nine products by the processor's bfloat16 instructions are faster; it has none for float16.
-    if jnp.dtype(dtype).itemsize < 4 and (stride == 2 or pixels < 64 * 64):
+    if jnp.dtype(dtype).itemsize < 4 and (stride == 2 or pixels <= 64 * 64):
         if jnp.dtype(dtype) != jnp.bfloat16:
             return Form.DIRECT
         return Form.COLUMNS if pixels <= 8 * 8 * stride**2 else Form.PLACES
