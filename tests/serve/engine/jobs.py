@@ -1,7 +1,6 @@
 """What these tests ask for, and what the library makes of it."""
 
 import io
-import time
 
 import numpy as np
 from PIL import Image
@@ -22,13 +21,6 @@ REQUEST = {
     "preview_every": 0,
     "response": "png",
 }
-
-
-def wait_until(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 def pixels(store, job, number=0):

@@ -11,7 +11,8 @@ import pytest
 from sdjax.serve import engine as engine_module
 from sdjax.serve import scheduling
 from sdjax.serve.engine import GenerationEngine
-from tests.serve.engine.jobs import drawn_by_library, pixels, wait_until
+from tests.serve.conftest import wait_for
+from tests.serve.engine.jobs import drawn_by_library, pixels
 
 
 def test_a_cancelled_job_leaves_at_once_and_its_neighbours_do_not_notice(pipe, store, start, submit, ended):
@@ -19,11 +20,11 @@ def test_a_cancelled_job_leaves_at_once_and_its_neighbours_do_not_notice(pipe, s
     waits = []
     for i in range(3):
         neighbour, job = submit(seed=i, steps=40), submit(steps=150)
-        wait_until(lambda job=job: any(event.name == "progress" for event in store.events(job.id)))
+        wait_for(lambda job=job: any(event.name == "progress" for event in store.events(job.id)), seconds=60)
         gone = engine.stats().ended["gone"]
         began = time.monotonic()
         assert store.cancel(job.id).state == "cancelled"
-        wait_until(lambda gone=gone: engine.stats().ended["gone"] > gone)
+        wait_for(lambda gone=gone: engine.stats().ended["gone"] > gone, seconds=60)
         waits.append(time.monotonic() - began)
         (last,) = ended([neighbour])
         assert last.name == "complete"
@@ -48,7 +49,7 @@ def test_a_cancel_near_the_last_step_ends_in_one_way(store, start, submit, ended
 def test_a_waiting_job_that_is_cancelled_never_begins(store, start, submit, ended):
     start(slots=1)
     first, second, third = submit(steps=60), submit(steps=5), submit(steps=5)
-    wait_until(lambda: store.job(first.id).state == "running")
+    wait_for(lambda: store.job(first.id).state == "running", seconds=60)
     store.cancel(second.id)
     assert [event.name for event in ended([first, third])] == ["complete", "complete"]
     assert store.job(second.id).started is None
@@ -57,7 +58,7 @@ def test_a_waiting_job_that_is_cancelled_never_begins(store, start, submit, ende
 def test_draining_lets_the_running_finish_and_gives_the_waiting_back(store, start, submit):
     engine = start(slots=1)
     running, waiting = submit(steps=80), submit()
-    wait_until(lambda: any(event.name == "progress" for event in store.events(running.id)))
+    wait_for(lambda: any(event.name == "progress" for event in store.events(running.id)), seconds=60)
     engine.drain(60)
     assert store.job(running.id).state == "complete"
     assert (store.job(waiting.id).state, store.job(waiting.id).attempts) == ("queued", 0)
@@ -67,7 +68,7 @@ def test_draining_lets_the_running_finish_and_gives_the_waiting_back(store, star
 def test_what_does_not_finish_in_time_is_given_back_and_drawn_by_the_next(pipe, store, start, submit, ended):
     engine = start()
     jobs = [submit(steps=40, seed=seed) for seed in range(3)]
-    wait_until(lambda: any(event.name == "progress" for event in store.events(jobs[0].id)))
+    wait_for(lambda: any(event.name == "progress" for event in store.events(jobs[0].id)), seconds=60)
     began = time.monotonic()
     engine.drain(0.0)
     assert time.monotonic() - began < 5
@@ -92,12 +93,12 @@ def test_an_engine_whose_jobs_were_taken_stops_drawing_them(store, start, submit
     engine = start(lease_seconds=0.3)
     monkeypatch.setattr(engine._leases, "tell", lambda events: None)  # frozen, as the store sees it
     job = submit(steps=150)
-    wait_until(lambda: store.job(job.id).state == "running")
+    wait_for(lambda: store.job(job.id).state == "running", seconds=60)
     time.sleep(0.4)
     (taken,) = store.lease(None, 1, owner="other", seconds=60)
     assert taken.job.id == job.id
     monkeypatch.undo()
-    wait_until(lambda: engine.stats().ended["gone"] == 1)
+    wait_for(lambda: engine.stats().ended["gone"] == 1, seconds=60)
     assert store.finish(job.id, taken.fence, [("png", b"the other's")], data={})
     assert store.image(job.id, 0) == ("png", b"the other's")
     assert [event.name for event in store.events(job.id)].count("complete") == 1

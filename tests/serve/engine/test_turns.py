@@ -9,7 +9,8 @@ from PIL import Image
 from sdjax.serve import scheduling
 from sdjax.serve.programs import Programs
 from sdjax.serve.store import FINAL
-from tests.serve.engine.jobs import drawn_by_library, pixels, wait_until
+from tests.serve.conftest import wait_for
+from tests.serve.engine.jobs import drawn_by_library, pixels
 
 
 def test_after_ready_nothing_is_compiled(start, submit, ended):
@@ -38,7 +39,7 @@ def test_a_size_that_was_not_foreseen_is_compiled_beside_the_others(pipe, store,
 
     monkeypatch.setattr(Programs, "compile", slow_compiler)
     wide = submit(width=48, height=32, guidance_scale=0.0)
-    wait_until(lambda: store.job(wide.id).state == "running")
+    wait_for(lambda: store.job(wide.id).state == "running", seconds=60)
     others = [submit(seed=seed) for seed in range(3)]
     ended(others)
     time.sleep(1.0)
@@ -53,7 +54,7 @@ def test_a_size_that_was_not_foreseen_is_compiled_beside_the_others(pipe, store,
 def test_a_new_job_joins_those_that_run(store, start, submit, ended):
     start()
     long = submit(steps=150)
-    wait_until(lambda: any(event.name == "progress" for event in store.events(long.id)))
+    wait_for(lambda: any(event.name == "progress" for event in store.events(long.id)), seconds=60)
     short = submit(steps=2)
     ended([short])
     assert store.job(long.id).state == "running"
@@ -108,7 +109,7 @@ def test_a_story_tells_of_steps_in_order_and_ends_with_timings(store, start, sub
 def test_what_was_measured_tells_when_a_waiting_job_will_be_complete(store, start, submit, ended):
     engine = start(slots=2)
     jobs = [submit(steps=30, seed=seed) for seed in range(6)]
-    wait_until(lambda: sum(event.name == "progress" for event in store.events(jobs[0].id)) > 1)
+    wait_for(lambda: sum(event.name == "progress" for event in store.events(jobs[0].id)) > 1, seconds=60)
     stats, began = engine.stats(), time.monotonic()
     waits = [stats.eta_leased(jobs[0].id), stats.eta_queued(store.ahead(jobs[5].id))]
     ended(jobs)

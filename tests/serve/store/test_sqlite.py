@@ -80,7 +80,7 @@ def test_a_lease_reads_as_little_when_a_thousand_wait(tmp_path):
 
 
 def _instructions_of_a_lease(store, waiting):
-    while sum(store.waiting().values()) < waiting:
+    for _ in range(waiting - sum(store.waiting().values())):
         submit(store)
     (connection,) = store._database._idle
     run = []
