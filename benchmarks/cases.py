@@ -19,6 +19,8 @@ WHAT: Mapping[str, str] = {
 }
 FROM_FOLDER = frozenset({"load", "first-cold", "first-warm", "throughput"})
 """Cases that begin with a checkpoint's files; the others have weights that never were in one."""
+ONCE_A_PROCESS = frozenset({"load"})
+"""Cases that a process does once: memory that an earlier run left behind would make the next one faster."""
 WITH_STEPS = frozenset({"picture", "first-cold", "first-warm", "throughput"})
 PROMPT = "a red circle on a blue background"
 GUIDANCE_SCALE = 7.5

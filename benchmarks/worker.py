@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from benchmarks.cases import Case, Prepared, Skipped
@@ -39,22 +40,26 @@ def main(side: str, case: Case) -> None:
         return
     assert prepared is not None
     try:
+        elsewhere = prepared.peak_bytes
+
+        def measured(work: Callable[[], object]) -> dict[str, Any]:
+            run = timed(work)
+            return {
+                "seconds": run.seconds,
+                "cpu_seconds": run.cpu_seconds if elsewhere is None else None,
+                "peak_host_bytes": peak_bytes() - imported if elsewhere is None else elsewhere(),
+                "peak_device_bytes": _device_peak(side) if elsewhere is None else None,
+            }
+
         answer(
             prepare_seconds=preparing.seconds,
-            first_seconds=timed(prepared.run).seconds,
+            first=measured(prepared.run),
             flops=prepared.flops,
             has_matmul=prepared.matmul is not None,
             notes=dict(prepared.notes),
         )
         for line in sys.stdin:
-            run = timed(prepared.matmul if line.strip() == "matmul" and prepared.matmul else prepared.run)
-            elsewhere = prepared.peak_bytes
-            answer(
-                seconds=run.seconds,
-                cpu_seconds=run.cpu_seconds if elsewhere is None else None,
-                peak_host_bytes=peak_bytes() - imported if elsewhere is None else elsewhere(),
-                peak_device_bytes=_device_peak(side) if elsewhere is None else None,
-            )
+            answer(**measured(prepared.matmul if line.strip() == "matmul" and prepared.matmul else prepared.run))
     finally:
         prepared.close()
 

@@ -8,19 +8,21 @@ from sdjax.errors import RequestError
 from sdjax.variants import VARIANTS
 
 
-def size(text: str | None) -> tuple[int | None, int | None]:
+def size(text: str) -> tuple[int, int]:
     """Width and height of `512` or `512x768`.
 
     Raises:
         RequestError: it is something else.
     """
-    if text is None:
-        return None, None
-    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text, re.ASCII)
     if not match:
-        raise RequestError(f"--size must be like 512 or 512x768 (width x height), not {text!r}")
-    width = int(match[1])
-    return width, int(match[2] or width)
+        raise RequestError(f"--size: must be like 512 or 512x768 (width x height), not {text[:60]!r}")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def size_if_given(text: str | None) -> tuple[int, int] | tuple[None, None]:
+    """The same; None twice where there is none."""
+    return (None, None) if text is None else size(text)
 
 
 def with_number(given: str, default: float) -> tuple[str, float]:

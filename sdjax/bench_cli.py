@@ -63,7 +63,7 @@ def bench(
     if unknown := [case for case in chosen if case not in CASES]:
         raise RequestError(f"there is no case {unknown[0]!r}: the cases are {', '.join(CASES)}")
     arguments.check_model(model)
-    width_height = arguments.size(size)
+    width_height = arguments.size_if_given(size)
     from sdjax.pipeline import checked_dtype
 
     options = Options(model, checked_dtype(dtype).name, variant, width_height, steps, batch)

@@ -118,7 +118,7 @@ def generate(
     wanted = [*(prompts or []), *(_prompts_of(prompts_file) if prompts_file else [])]
     if not wanted:
         raise RequestError('there is no prompt: give one, such as "a red circle on a blue background"')
-    width, height = arguments.size(size)
+    width, height = arguments.size_if_given(size)
     arguments.check_model(model)
     paths = _paths(output, len(wanted) * num)
     from sdjax.images import open_picture

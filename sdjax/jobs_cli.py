@@ -60,7 +60,7 @@ def submit(
     quiet: Quiet = False,
 ) -> None:
     """Submit a job and print its id."""
-    width, height = arguments.size(size)
+    width, height = arguments.size_if_given(size)
     fields = {
         **_operation(image, mask, strength, size),
         "prompt": prompt,

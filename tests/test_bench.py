@@ -64,7 +64,7 @@ def test_a_whole_picture_of_a_folder_becomes_a_row_of_the_table(capsys, monkeypa
     [
         (["unets"], 2, "there is no case 'unets': the cases are load, text-encoder, unet"),
         (["unet", "--model", "sd-v1-4"], 2, "did you mean 'sd-v1-5'?"),
-        (["unet", "--size", "big"], 2, "--size must be like 512 or 512x768"),
+        (["unet", "--size", "big"], 2, "--size: must be like 512 or 512x768"),
         (["unet", "--size", "63"], 2, "width must be"),
         (["unet", "--dtype", "int8"], 2, "dtype must be float32, bfloat16, float16 or None, not 'int8'"),
         (["unet", "--repeats", "0"], 2, "Invalid value for '--repeats'"),

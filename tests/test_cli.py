@@ -112,7 +112,7 @@ def test_a_picture_and_a_mask_start_another_one(here, capsys):
     [
         ([], 2, "there is no prompt"),
         ([PROMPT, "--size", "65"], 2, "width must be a multiple of 4, not 65: 64 and 68 are nearest"),
-        ([PROMPT, "--size", "big"], 2, "--size must be like 512 or 512x768"),
+        ([PROMPT, "--size", "big"], 2, "--size: must be like 512 or 512x768"),
         ([PROMPT, "--model", "sd-v1-6"], 2, "there is no model 'sd-v1-6': did you mean 'sd-v1-5'?"),
         ([PROMPT, "--model", "./nowhere"], 1, "there is no folder or file './nowhere'"),
         ([PROMPT, "--model", "./old.ckpt"], 1, "reading a pickle runs whatever code it holds"),

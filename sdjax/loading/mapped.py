@@ -1,6 +1,6 @@
-"""Large arrays out of files: read where they lie, and converted in one pass, a few at a time.
+"""Large arrays out of files, a few at a time, each copied once: into the memory that stays.
 
-A tensor is copied once, from the mapped file into the memory that stays.
+What is stored as it is wanted is read into that memory; what has to be converted is looked at where it lies, mapped.
 """
 
 import json
@@ -17,27 +17,50 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from sdjax.errors import CheckpointError
+
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 ALIGNMENT = 64
 """Bytes at whose multiples an array must begin for JAX to take it over on a CPU as it is."""
+OWN_PAGES = 2**20
+"""Bytes from which an array has pages of its own, which the system gives and takes back whole. What a thread asks of
+the allocator comes from a heap of its own, which takes longer to grow, and keeps what was let go."""
 AT_ONCE = min(8, os.cpu_count() or 1)
+AHEAD = 16
+"""Tensors that may be read, or be in memory already, before their turn comes."""
 
 
 class MappedFile:
-    """A safetensors file whose header has been checked before: its tensors as views, read when they are looked at."""
+    """A safetensors file whose header has been checked before: its tensors read, or mapped."""
 
     def __init__(self, file: Path) -> None:
+        self._file = file
         with file.open("rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
             self._header: dict[str, Any] = json.loads(opened.read(length))
             self._map = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
         self._start = 8 + length
 
+    def read(self, name: str) -> NDArray[Any]:
+        """A tensor as it is stored, in memory of its own.
+
+        Raises:
+            CheckpointError: the file has become shorter than its header says.
+        """
+        entry = self._header[name]
+        begin, end = entry["data_offsets"]
+        memory = _memory(end - begin)
+        with self._file.open("rb") as opened:
+            opened.seek(self._start + begin)
+            if opened.readinto(memory.data) != end - begin:
+                raise CheckpointError(f"{self._file} ends within {name}")
+        return memory.view(jnp.dtype(DTYPES[entry["dtype"]])).reshape(entry["shape"])
+
     def view(self, name: str) -> NDArray[Any]:
-        """A tensor as it is stored, read-only."""
+        """A tensor as it is stored, where it lies: read-only."""
         entry = self._header[name]
         shape = tuple(entry["shape"])
         count = int(np.prod(shape, dtype=np.int64))
@@ -73,19 +96,27 @@ def laid_out(view: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
     What is too large for the dtype becomes infinite.
     """
     dtype = jnp.dtype(dtype)
-    memory = np.empty(view.size * dtype.itemsize + ALIGNMENT, np.uint8)
-    begin = -memory.ctypes.data % ALIGNMENT
-    out = memory[begin : begin + view.size * dtype.itemsize].view(dtype).reshape(view.shape)
+    out = _memory(view.size * dtype.itemsize).view(dtype).reshape(view.shape)
     with np.errstate(over="ignore"):
         out[...] = view
     return out
 
 
+def _memory(size: int) -> NDArray[np.uint8]:
+    """So many bytes, aligned."""
+    if size >= OWN_PAGES and hasattr(mmap, "MAP_ANONYMOUS"):  # not on Windows
+        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return np.frombuffer(pages, np.uint8)
+    spacious = np.empty(size + ALIGNMENT, np.uint8)
+    begin = -spacious.ctypes.data % ALIGNMENT
+    return spacious[begin : begin + size]
+
+
 def in_order(function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
-    """Map in threads, a few tasks ahead of whoever takes the results: no more of them are in memory than that."""
+    """Map in threads, `AHEAD` tasks before whoever takes the results: no more of them are in memory than that."""
     waiting = iter(tasks)
     with ThreadPoolExecutor(AT_ONCE, "sdjax-loading") as threads:
-        ahead: deque[Future[Result]] = deque(threads.submit(function, task) for task in islice(waiting, AT_ONCE + 1))
+        ahead: deque[Future[Result]] = deque(threads.submit(function, task) for task in islice(waiting, AHEAD))
         try:
             while ahead:
                 result = ahead.popleft().result()

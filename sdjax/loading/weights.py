@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from sdjax.errors import CheckpointError
-from sdjax.loading.mapped import MappedFile, in_order, laid_out
+from sdjax.loading.mapped import DTYPES, MappedFile, in_order, laid_out
 from sdjax.models import Params
 
 LeafPath: TypeAlias = tuple[str | int, ...]
@@ -28,7 +28,7 @@ PICKLES_REFUSED = (
     "convert them to .safetensors, or take a revision that has them"
 )
 
-FLOATS = ("F64", "F32", "F16", "BF16")
+FLOATS = tuple(DTYPES)
 
 
 class Tensor(NamedTuple):
@@ -209,9 +209,12 @@ def fill(shapes: Params, tensors: Mapping[str, Tensor], *, component: str, place
     def read(task: tuple[MappedFile, str]) -> tuple[LeafPath, NDArray[Any]]:
         file, name = task
         path, tensor = wanted[name], tensors[name]
+        leaf = leaves[path]
+        if tensor.view is None and DTYPES[tensor.dtype] == leaf.dtype.name:
+            return path, file.read(tensor.name).reshape(leaf.shape)
         stored = file.view(tensor.name)
         array = stored if tensor.view is None else tensor.view(stored)
-        cast = _cast(array.reshape(leaves[path].shape), leaves[path].dtype, f"{where}: {name}")
+        cast = _cast(array.reshape(leaf.shape), leaf.dtype, f"{where}: {name}")
         file.let_go(tensor.name)
         return path, cast
 

@@ -1,7 +1,6 @@
 """Everything that can be set, in one class: flags win over the environment, and that over a TOML file."""
 
 import ipaddress
-import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from sdjax import arguments
 from sdjax.errors import RequestError
 from sdjax.serve.store import ATTEMPTS
 
@@ -36,8 +36,7 @@ def _listed(value: Any) -> Any:
 
 def _sizes(values: tuple[str, ...]) -> tuple[str, ...]:
     for value in values:
-        if not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", value):
-            raise ValueError(f"must be like 512x768, not {value[:60]!r}")
+        arguments.size(value)
     return values
 
 
@@ -103,7 +102,7 @@ class Settings(BaseSettings):
         None, ge=1, le=256, description="Pictures that are drawn at once; default: what the device is best at."
     )
     size: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_sizes)] = Field(
-        (), description="WIDTHxHEIGHT to compile before we are ready; may be repeated; default: the model's own."
+        (), description="512 or WIDTHxHEIGHT to compile before we are ready; may be repeated; default: the model's own."
     )
     queue_limit: int = Field(100, ge=1, description="Jobs that may wait.")
     attempts: int = Field(
@@ -138,8 +137,7 @@ class Settings(BaseSettings):
     @property
     def sizes(self) -> tuple[tuple[int, int], ...] | None:
         """`size` in pixels; None where none is given."""
-        pairs = (value.split("x") for value in self.size)
-        return tuple((int(width), int(height)) for width, height in pairs) or None
+        return tuple(map(arguments.size, self.size)) or None
 
     @property
     def is_loopback(self) -> bool:
@@ -195,4 +193,5 @@ def _sentence(error: Any) -> str:
     flag = name.lower().removeprefix("sdjax_").replace("_", "-")
     if error["type"] == "extra_forbidden":
         return f"{name}: there is no such setting"
+    message = message.removeprefix(f"--{flag}: ")
     return f"--{flag}: {message[:1].lower()}{message[1:]}"

@@ -45,7 +45,7 @@ def test_lists_in_the_environment_are_separated_by_commas(monkeypatch):
 
 
 def test_sizes_are_pairs_of_pixels():
-    assert load_settings({"size": ["512x768", "64x64"]}).sizes == ((512, 768), (64, 64))
+    assert load_settings({"size": ["512x768", "64"]}).sizes == ((512, 768), (64, 64))
     assert load_settings({}).sizes is None
 
 
@@ -73,7 +73,7 @@ def test_a_loopback_address_needs_none(host):
         ({"drain": "nan"}, "--drain: "),
         ({"api_key": [""]}, "--api-key: "),
         ({"model": "x", "sd_version": "xl"}, "--model: give either"),
-        ({"size": ["512"]}, "--size: must be like 512x768, not '512'"),
+        ({"size": ["64", "big"]}, "--size: must be like 512 or 512x768 (width x height), not 'big'"),
         ({"attempts": "0"}, "--attempts: "),
         ({"nonsense": "x"}, "nonsense: there is no such setting"),
     ],
