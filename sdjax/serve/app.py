@@ -21,6 +21,7 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sdjax.errors import SdjaxError
 from sdjax.serve.bodies import BodyLimit
 from sdjax.serve.front import Front, Worker
 from sdjax.serve.heartbeat import heartbeat, keep_beating, say_goodbye, worker_name
@@ -119,7 +120,8 @@ def _booted(boot: Boot, worker: Worker) -> None:
     try:
         boot(worker)
     except Exception as error:
-        logger.exception("the model could not be loaded: %s", error)
+        # What a user can do something about is said in one line.
+        logger.error("the model could not be loaded: %s", error, exc_info=not isinstance(error, SdjaxError))
         worker.status = "error"
 
 

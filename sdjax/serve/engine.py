@@ -179,7 +179,6 @@ class GenerationEngine:
         try:
             self._warm_up()
         except Exception as error:
-            logger.exception("the engine could not get ready")
             self.error = error
             return
         if self._until is None:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
+from sdjax.errors import CheckpointError
 from tests.serve.conftest import as_base64, picture, wait_for
 
 
@@ -303,6 +304,17 @@ def test_a_model_that_cannot_be_loaded_is_said_so(serve):
     answer = failed.client.post("/v1/jobs", json={"operation": "image_generation", "prompt": "x"})
     assert answer.status_code == 503
     assert answer.json()["error"]["code"] == "unavailable"
+
+
+def test_what_the_operator_can_mend_is_logged_in_one_line(serve, caplog):
+    def broken(worker):
+        raise CheckpointError("there is no folder or file './nowhere'")
+
+    failed = serve(boot=broken)
+    wait_for(lambda: failed.client.get("/ready").json()["status"] == "error")
+    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert record.getMessage() == "the model could not be loaded: there is no folder or file './nowhere'"
+    assert not record.exc_info
 
 
 def test_metrics_have_what_operators_watch(serve):
