@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import report
+from benchmarks import report, timing
 from benchmarks.__main__ import main
 from benchmarks.cases import FROM_FOLDER, WHAT, Case
 from benchmarks.models import BUNDLED
@@ -57,6 +57,25 @@ def test_the_first_picture_is_that_of_a_whole_process(tmp_path):
     _, sides = measured(tmp_path, "first-warm", "--steps", 1)
     assert 0.5 < sides["sdjax"]["seconds"] < sides["sdjax"]["first_seconds"]  # which compiled
     assert sides["sdjax"]["cpu_seconds"] is None  # it is other processes' time
+
+
+def test_every_run_of_loading_is_the_first_of_a_process(monkeypatch):
+    started, asked = [], []
+
+    class Watched(timing.Worker):
+        def __init__(self, side, *more):
+            started.append(side)
+            super().__init__(side, *more)
+
+        def ask(self, what):
+            asked.append(what)
+            return super().ask(what)
+
+    monkeypatch.setattr(timing, "Worker", Watched)
+    side = timing.measure(Case("load", "bundled", folder=str(BUNDLED)), ["sdjax"], repeats=2)["sides"]["sdjax"]
+    assert started == ["sdjax"] * 3  # one isn't counted
+    assert asked == ["matmul"] * 2
+    assert len(side["all_seconds"]) == 2
 
 
 def test_an_absent_peer_is_skipped_with_a_word(tmp_path):
