@@ -320,6 +320,7 @@ def test_the_gallery_is_there_after_a_restart(visit, process, folder):
     page.locator(".card").first.wait_for()
     assert page.locator(".card").count() == count
     np.testing.assert_array_equal(seen(page.locator(".card").first), before)
+    page.close()  # which would ask a server that is gone
     second.stop()
 
 
