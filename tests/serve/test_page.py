@@ -319,7 +319,8 @@ def test_the_gallery_is_there_after_a_restart(visit, process, folder):
     page = visit(second.url, expected=["status of 503"])
     page.locator(".card").first.wait_for()
     assert page.locator(".card").count() == count
-    np.testing.assert_array_equal(seen(page.locator(".card").first), before)
+    inside = np.s_[9:-9]  # at a rounded corner a browser blends a little differently from one time to another
+    np.testing.assert_array_equal(seen(page.locator(".card").first)[inside], before[inside])
     page.close()  # which would ask a server that is gone
     second.stop()
 
