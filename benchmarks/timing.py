@@ -110,13 +110,13 @@ def measure(
                 worker = start(side) if of_first_runs else workers[side]
                 run = worker.setup.get("first", worker.setup) if of_first_runs else worker.ask("run")
                 runs[side].append(run)
-                if workers[side].setup["has_matmul"]:
-                    matmuls[side].append(worker.ask("matmul").get("seconds", math.inf))
-                if of_first_runs:
-                    worker.close()
                 if "skipped" in run:
                     results[side] = run
                     del workers[side]
+                elif worker.setup["has_matmul"]:
+                    matmuls[side].append(worker.ask("matmul").get("seconds", math.inf))
+                if of_first_runs:
+                    worker.close()
         flops = next((worker.setup["flops"] for worker in workers.values() if worker.setup["flops"]), None)
         for side, worker in workers.items():
             results[side] = _summary(worker.setup, runs[side], matmuls[side], flops)

@@ -14,7 +14,7 @@ def size(text: str) -> tuple[int, int]:
     Raises:
         RequestError: it is something else.
     """
-    match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text, re.ASCII)
+    match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text, re.ASCII)
     if not match:
         raise RequestError(f"--size: must be like 512 or 512x768 (width x height), not {text[:60]!r}")
     return int(match[1]), int(match[2] or match[1])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,21 @@ def test_every_run_of_loading_is_the_first_of_a_process(monkeypatch):
     assert started == ["sdjax"] * 3  # one isn't counted
     assert asked == ["matmul"] * 2
     assert len(side["all_seconds"]) == 2
+
+
+def test_a_side_that_ends_between_two_runs_is_skipped_with_a_word(tmp_path, monkeypatch):
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(BUNDLED, folder)
+
+    class Unlucky(timing.Worker):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            shutil.rmtree(folder, ignore_errors=True)  # before the next one begins
+
+    monkeypatch.setattr(timing, "Worker", Unlucky)
+    side = timing.measure(Case("load", "bundled", folder=str(folder)), ["sdjax"], repeats=1)["sides"]["sdjax"]
+    assert set(side) == {"skipped"}
+    assert "there is no folder or file" in side["skipped"]
 
 
 def test_an_absent_peer_is_skipped_with_a_word(tmp_path):

@@ -74,6 +74,7 @@ def test_a_loopback_address_needs_none(host):
         ({"api_key": [""]}, "--api-key: "),
         ({"model": "x", "sd_version": "xl"}, "--model: give either"),
         ({"size": ["64", "big"]}, "--size: must be like 512 or 512x768 (width x height), not 'big'"),
+        ({"size": ["0x64"]}, "--size: must be like 512 or 512x768 (width x height), not '0x64'"),
         ({"attempts": "0"}, "--attempts: "),
         ({"nonsense": "x"}, "nonsense: there is no such setting"),
     ],
