@@ -17,15 +17,17 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sdjax.errors import SdjaxError
 from sdjax.serve.bodies import BodyLimit
+from sdjax.serve.forwarded import Forwarded, route_path
 from sdjax.serve.front import Front, Worker
 from sdjax.serve.heartbeat import heartbeat, keep_beating, say_goodbye, worker_name
-from sdjax.serve.logs import about_job
+from sdjax.serve.links import link_secret
+from sdjax.serve.logs import AccessLog, about_job
 from sdjax.serve.metrics import Counted, Metrics
 from sdjax.serve.problems import Failures, ProblemError, answer
 from sdjax.serve.queue import RequestQueue
@@ -67,6 +69,7 @@ def create_app(settings: Settings, store: Store, boot: Boot) -> Starlette:
         registry=JobRegistry(store),
         metrics=Metrics(),
         worker=Worker(),
+        link_secret=link_secret(settings.data_dir) if settings.api_key else None,
     )
 
     @asynccontextmanager
@@ -87,7 +90,7 @@ def create_app(settings: Settings, store: Store, boot: Boot) -> Starlette:
 
     app = Starlette(
         routes=[*jobs.ROUTES, *openai.ROUTES, *operations.ROUTES],
-        middleware=_middleware(settings, front.metrics),
+        middleware=_middleware(front),
         exception_handlers={
             ProblemError: _on_problem,
             HTTPException: _on_http,
@@ -125,7 +128,8 @@ def _booted(boot: Boot, worker: Worker) -> None:
         worker.status = "error"
 
 
-def _middleware(settings: Settings, metrics: Metrics) -> list[Middleware]:
+def _middleware(front: Front) -> list[Middleware]:
+    settings = front.settings
     keys = [key.get_secret_value() for key in settings.api_key]
     origins = list(settings.cors_origin)
     cors = [
@@ -138,11 +142,20 @@ def _middleware(settings: Settings, metrics: Metrics) -> list[Middleware]:
         )
     ]
     return [
-        Middleware(Counted, metrics=metrics),
+        Middleware(Forwarded, trusted=settings.forwarded_allow_ips, root_path=settings.root_path),
+        *([Middleware(AccessLog)] if settings.access_log else ()),
+        Middleware(Counted, metrics=front.metrics),
         Middleware(SafeHeaders),
         *(cors if origins else ()),
-        Middleware(Guard, keys=keys, origins=origins, only_local=settings.is_loopback),
         Middleware(Failures),
+        Middleware(
+            Guard,
+            keys=keys,
+            origins=origins,
+            only_local=settings.is_loopback and not settings.allow_unauthenticated,
+            hosts=settings.allow_host,
+            link_secret=front.link_secret,
+        ),
         Middleware(BodyLimit, limit=settings.max_body),
     ]
 
@@ -151,6 +164,9 @@ def _page(files: StaticFiles) -> ASGIApp:
     async def page(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] not in ("GET", "HEAD") or "\0" in scope["path"]:
             raise HTTPException(404)
+        if not route_path(scope):  # the page's addresses are relative to the folder that it lies in
+            await RedirectResponse(f"{scope['root_path']}/")(scope, receive, send)
+            return
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -212,7 +228,7 @@ async def _beat_data(front: Front) -> dict[str, Any]:
 
 async def _on_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, ProblemError)
-    return answer(error, request.url.path)
+    return answer(error, request.scope)
 
 
 async def _on_http(request: Request, error: Exception) -> Response:
@@ -224,7 +240,7 @@ async def _on_http(request: Request, error: Exception) -> Response:
         405: ("method_not_allowed", f"{request.method} is not for this path"),
         413: ("too_large", "the body is too large"),
     }.get(status, ("bad_request", str(error.detail)[:200]))
-    return answer(ProblemError(status, code, message, headers=error.headers), request.url.path)
+    return answer(ProblemError(status, code, message, headers=error.headers), request.scope)
 
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:

@@ -52,7 +52,7 @@ class BodyLimit:
         declared = Headers(scope=scope).get("content-length", "0")
         if declared.isdecimal() and int(declared[:20]) > self.limit:
             is_refused = True
-            await answer(self._too_large(), scope["path"])(scope, receive, lingering)
+            await answer(self._too_large(), scope)(scope, receive, lingering)
             return
         await self.app(scope, counted, lingering)
 

@@ -27,7 +27,7 @@ def _lines(document: Mapping[str, Any]) -> Iterator[str]:
     yield f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
     yield f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body><h1>{title}</h1>'
     yield from (f"<p>{_text(part)}</p>" for part in info["description"].split("\n\n"))
-    yield '<p>The same for programs: <a href="/openapi.json">/openapi.json</a></p><h2>Routes</h2>'
+    yield '<p>The same for programs: <a href="openapi.json">openapi.json</a></p><h2>Routes</h2>'
     for path, item in document["paths"].items():
         for method, operation in item.items():
             if method != "parameters":

@@ -52,13 +52,17 @@ class Worker:
 
 @dataclass(frozen=True)
 class Front:
-    """The parts of a server; `submitters` counts the threads in which requests are decoded."""
+    """The parts of a server; `submitters` counts the threads in which requests are decoded.
+
+    `link_secret` signs links to pictures, which open without a key; None where no key is asked for.
+    """
 
     settings: Settings
     queue: RequestQueue
     registry: JobRegistry
     metrics: Metrics
     worker: Worker
+    link_secret: bytes | None = None
     submitters: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(SUBMITTERS))
 
     def model(self) -> ServedModel:

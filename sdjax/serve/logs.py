@@ -3,13 +3,18 @@
 import json
 import logging
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from urllib.parse import quote
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _job: ContextVar[str | None] = ContextVar("job", default=None)
+_access = logging.getLogger("sdjax.serve.access")
 _TEXT = "%(asctime)s %(levelname)s %(name)s%(about)s %(message)s"
 
 
@@ -49,6 +54,34 @@ class JsonLines(logging.Formatter):
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps({name: value for name, value in line.items() if value is not None}, ensure_ascii=False)
+
+
+class AccessLog:
+    """Log each request when its answer has ended. Queries are left out: they may hold a link's signature."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        status, began = 500, time.monotonic()
+        method, path = scope["method"], scope["path"]
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noted)
+        finally:
+            client = scope["client"][0] if scope.get("client") else "-"
+            seconds = time.monotonic() - began
+            _access.info("%s %s %s %d %.3f s", client, method, quote(path, safe="/"), status, seconds)
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

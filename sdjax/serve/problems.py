@@ -11,6 +11,8 @@ from typing import Any
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sdjax.serve.forwarded import route_path
+
 OPENAI_PATHS = ("/v1/images", "/v1/models")
 logger = logging.getLogger(__name__)
 
@@ -50,9 +52,9 @@ def invalid(field: str | None, message: str) -> ProblemError:
     return ProblemError(422, "invalid_field", message, field=field)
 
 
-def answer(problem: ProblemError, path: str) -> JSONResponse:
-    """The response, in the shape that the path's clients read."""
-    is_openai = path.startswith(OPENAI_PATHS)
+def answer(problem: ProblemError, scope: Scope) -> JSONResponse:
+    """The response to a request, in the shape that the path's clients read."""
+    is_openai = route_path(scope).startswith(OPENAI_PATHS)
     status = 400 if is_openai and problem.status in (409, 422) else problem.status
     body: dict[str, Any]
     if is_openai:
@@ -96,7 +98,7 @@ class Failures:
                 raise
             logger.exception("%s %r failed", scope["method"], scope["path"])
             problem = ProblemError(500, "internal", "the server failed; its log says why")
-            await answer(problem, scope["path"])(scope, receive, send)
+            await answer(problem, scope)(scope, receive, send)
 
 
 def shown(value: object) -> str:

@@ -14,6 +14,7 @@ from starlette.applications import Starlette
 
 from sdjax.errors import SdjaxError
 from sdjax.serve.app import drain
+from sdjax.serve.connections import protocol
 from sdjax.serve.front import Front
 from sdjax.serve.settings import Settings
 
@@ -22,6 +23,8 @@ IDLE_SECONDS = 75
 it first must not be the server, or a request that is on its way gets no answer."""
 CLOSING_SECONDS = 5
 """What open connections have for their last bytes, once the jobs are drained."""
+SPARE_FILES = 256
+"""Open files beside the connections: the store's, the model's, those of child processes."""
 TEARDOWN_SECONDS = 10.0
 """After this, beyond all that, the process ends whatever still holds it: a compilation can't be interrupted."""
 
@@ -37,9 +40,13 @@ class DrainingServer(uvicorn.Server):
     """
 
     def __init__(self, app: Starlette, told: Callable[[], None] = lambda: None) -> None:
+        front: Front = app.state.front
         super().__init__(
             uvicorn.Config(
                 app,
+                http=protocol(front.settings.connections),
+                ws="none",
+                proxy_headers=False,  # `sdjax.serve.forwarded` reads them, with the host and the prefix
                 log_config=None,
                 access_log=False,
                 server_header=False,
@@ -47,7 +54,7 @@ class DrainingServer(uvicorn.Server):
                 timeout_graceful_shutdown=CLOSING_SECONDS,
             )
         )
-        self._front: Front = app.state.front
+        self._front = front
         self._told = told
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining: asyncio.Task[None] | None = None
@@ -97,6 +104,23 @@ def bind(host: str, port: int) -> socket.socket:
     return taken
 
 
+def allow_open_files(count: int) -> None:
+    """Raise the process's limit of open files to what so many connections need, as far as the system lets us."""
+    try:
+        import resource
+    except ImportError:  # not on Windows, which has no such limit
+        return
+    wanted = count + SPARE_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if most < wanted:
+        logger.warning(
+            "the system allows %d open files: with --connections %d some clients may get no answer", most, count
+        )
+
+
 def serve(app: Starlette, settings: Settings, listener: socket.socket) -> None:
     """Answer at a bound socket until a signal says to stop."""
 
@@ -106,4 +130,5 @@ def serve(app: Starlette, settings: Settings, listener: socket.socket) -> None:
         watchdog.daemon = True
         watchdog.start()
 
+    allow_open_files(settings.connections)
     DrainingServer(app, watch).run([listener])

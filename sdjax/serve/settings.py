@@ -27,6 +27,7 @@ from pydantic_settings import (
 
 from sdjax import arguments
 from sdjax.errors import RequestError
+from sdjax.serve.forwarded import PREFIX
 from sdjax.serve.store import ATTEMPTS
 
 
@@ -45,6 +46,32 @@ def _url(value: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"must be a URL like http://localhost:7835, not {value!r}")
     return value.rstrip("/")
+
+
+def _hosts(values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        if urlsplit(f"//{value}").hostname != value.lower() or urlsplit(f"//{value}").port is not None:
+            raise ValueError(f"must be a name like studio.example, without scheme and port, not {value!r}")
+    return tuple(value.lower() for value in values)
+
+
+def _root_path(value: str) -> str:
+    path = value.rstrip("/")
+    if not PREFIX.fullmatch(path):
+        raise ValueError(f"must be a path like /sdjax, not {value!r}")
+    return path
+
+
+def _networks(values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        try:
+            if value != "*":
+                ipaddress.ip_network(value)
+        except ValueError:
+            raise ValueError(
+                f"must be an address like 10.0.0.5, a network like 10.0.0.0/8, or *, not {value!r}"
+            ) from None
+    return values
 
 
 def _also(name: str) -> AliasChoices:
@@ -98,6 +125,26 @@ class Settings(BaseSettings):
     cors_origin: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)] = Field(
         (), description="A web page's origin that may call us; may be repeated."
     )
+    allow_host: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_hosts)] = Field(
+        (), description="A name, without a port, by which a reverse proxy is reached; may be repeated."
+    )
+    root_path: Annotated[str, AfterValidator(_root_path)] = Field(
+        "", description="The path under which a reverse proxy serves us, such as /sdjax."
+    )
+    forwarded_allow_ips: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_networks)] = (
+        Field(
+            ("127.0.0.1", "::1"),
+            validation_alias=_also("forwarded_allow_ips"),
+            description="A proxy's address or network whose X-Forwarded-Proto, -For, -Host and -Prefix are believed; "
+            "* is any; may be repeated; default: 127.0.0.1 and ::1.",
+        )
+    )
+    connections: int = Field(1000, ge=8, le=100_000, description="Connections that may be open at a time.")
+    access_log: bool = Field(False, description="Log every request: method, path, status, seconds.")
+    alias: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)] = Field(
+        (), description="Another name by which requests may ask for the model, such as gpt-image-1; may be repeated."
+    )
+    any_model: bool = Field(False, description="Draw with the model served whatever model OpenAI's clients name.")
     slots: int | None = Field(
         None, ge=1, le=256, description="Pictures that are drawn at once; default: what the device is best at."
     )

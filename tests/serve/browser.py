@@ -11,7 +11,7 @@ WHAT_TO_DO = "the page's tests need Chromium (Debian: apt-get install chromium) 
 
 
 @contextmanager
-def chromium():
+def chromium(*flags):
     """Start it. Where there is none the tests are skipped, but not in CI: there somebody has to hear of it."""
     path = next(filter(None, map(shutil.which, NAMES)), None)
     try:
@@ -21,6 +21,6 @@ def chromium():
     if path is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(WHAT_TO_DO)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path)
+        browser = playwright.chromium.launch(executable_path=path, args=list(flags))
         yield browser
         browser.close()

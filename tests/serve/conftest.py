@@ -134,7 +134,8 @@ def starter(tmp_path_factory):
     started = []
 
     def start(model=None, step_seconds=0.0, boot=None, **settings):
-        store = SqliteStore(tmp_path_factory.mktemp("store"))
+        folder = tmp_path_factory.mktemp("store")
+        store = SqliteStore(folder)
         made = {}
 
         def fake(worker):
@@ -145,7 +146,7 @@ def starter(tmp_path_factory):
 
         listener = bind("127.0.0.1", 0)
         port = listener.getsockname()[1]
-        options = load_settings({"port": port, "drain": 1.0, **settings})
+        options = load_settings({"port": port, "drain": 1.0, "data_dir": folder, **settings})
         app = create_app(options, store, boot or fake)
         server = DrainingServer(app)
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])), daemon=True)

@@ -3,6 +3,8 @@
 import httpx
 import pytest
 
+from sdjax.serve import security
+from sdjax.serve.security import Guard
 from tests.serve.conftest import KEY
 
 
@@ -88,6 +90,64 @@ def test_a_page_of_another_origin_can_not_submit(server, origin):
     assert answer.status_code == 403
     assert answer.json()["error"]["code"] == "wrong_origin"
     assert "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://[", "http://]", "//[x", "http://h:99999", "http://h:x", "[", "http://[::1%zone]"]
+)
+def test_an_origin_that_is_no_url_is_refused_like_any_other(server, origin):
+    answer = server.client.get("/v1/jobs", headers={"Origin": origin})
+    assert answer.status_code == 403
+    assert answer.json()["error"]["code"] == "wrong_origin"
+
+
+@pytest.mark.parametrize("host", ["[", "]", "[x", "h:x", "h:99999", ""])
+def test_a_host_that_is_no_name_is_refused_like_any_other(server, host):
+    answer = server.client.get("/v1/jobs", headers={"Host": host})
+    assert answer.status_code in (400, 403)
+    assert set(answer.json()["error"]) == {"code", "message", "field"}
+
+
+def test_whatever_fails_before_a_route_is_an_error_in_our_shape(serve, monkeypatch):
+    server = serve()
+    monkeypatch.setattr(Guard, "_check_origin", lambda *_: 1 / 0)
+    answer = server.client.get("/v1/jobs")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal")
+
+
+def test_a_browser_that_vouches_for_its_page_is_believed(server):
+    headers = {"Origin": "https://studio.example", "Sec-Fetch-Site": "same-origin"}
+    body = {"operation": "image_generation", "prompt": "a circle", "steps": 1}
+    assert server.client.post("/v1/jobs", json=body, headers=headers).status_code == 200
+    for site in ("same-site", "cross-site", "none", "nonsense"):
+        refused = server.client.post("/v1/jobs", json=body, headers={**headers, "Sec-Fetch-Site": site})
+        assert refused.status_code == 403
+
+
+def test_a_name_that_was_allowed_may_be_called_and_its_page_may_call(serve):
+    server = serve(allow_host=["Studio.example"])
+    for host, status in (("studio.example", 200), ("studio.example:81", 200), ("evil.example", 403)):
+        assert server.client.get("/v1/jobs", headers={"Host": host}).status_code == status
+    for origin, status in (("https://studio.example:8443", 200), ("https://studio.example.evil.example", 403)):
+        assert server.client.get("/v1/jobs", headers={"Origin": origin}).status_code == status
+
+
+def test_a_refusal_is_logged_with_what_would_let_it_pass_and_not_again_and_again(serve, caplog):
+    server = serve()
+    for _ in range(50):
+        server.client.get("/v1/jobs", headers={"Origin": "https://studio.example"})
+    server.client.get("/v1/jobs", headers={"Host": "studio.example"})
+    lines = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
+    assert len(lines) == 2
+    assert "https://studio.example" in lines[0]
+    assert all("--allow-host" in line for line in lines)
+
+
+def test_refusals_of_a_thousand_kinds_fill_no_log():
+    repeats = security.Repeats(most=3)
+    assert [repeats.is_new(key) for key in (1, 2, 1, 3, 4, 5)] == [True, True, False, True, False, False]
+    repeats = security.Repeats(seconds=0, most=3)
+    assert all(repeats.is_new(key) for key in (1, 2, 1, 3, 4, 5))
 
 
 def test_our_own_page_can_submit(server):

@@ -1,4 +1,4 @@
-/** Requests to the server that this page came from. */
+/** Requests to the server that this page came from. All paths are relative, so that a proxy may serve it anywhere. */
 
 const KEY = "sdjax.key";
 
@@ -53,18 +53,19 @@ function serialize({ seed, ...fields }) {
 export const read = async (path, options) => parse(await (await request(path, options)).text());
 
 export const submit = (fields) =>
-  read("/v1/jobs", { method: "POST", body: serialize(fields), headers: { "Content-Type": "application/json" } });
+  read("v1/jobs", { method: "POST", body: serialize(fields), headers: { "Content-Type": "application/json" } });
 
-export const job = (id) => read(`/v1/jobs/${id}`);
+export const job = (id) => read(`v1/jobs/${id}`);
 
 /** A page of jobs, newest first: those after the job `before`. */
 export function jobs(limit, before) {
   const query = new URLSearchParams(before ? { limit, before } : { limit });
-  return read(`/v1/jobs?${query}`);
+  return read(`v1/jobs?${query}`);
 }
 
-export const cancel = (id) => request(`/v1/jobs/${id}`, { method: "DELETE" });
-export const forget = (id) => request(`/v1/jobs/${id}/record`, { method: "DELETE" });
+export const cancel = (id) => request(`v1/jobs/${id}`, { method: "DELETE" });
+export const forget = (id) => request(`v1/jobs/${id}/record`, { method: "DELETE" });
+export const imagePath = ({ job_id: id }, number) => `v1/jobs/${id}/images/${number}`;
 export const file = async (path) => (await request(path)).blob();
 
 /** Where a picture can be shown from: images can't send a key, so with one it is fetched first. */

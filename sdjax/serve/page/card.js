@@ -1,6 +1,6 @@
 /** One job as a card: what is drawn, how far it is, what it was made with. Text is only ever set as text. */
 
-import { pictureUrl } from "./api.js";
+import { imagePath, pictureUrl } from "./api.js";
 
 /** Pictures up to this side are shown as the pixels that they are. */
 const SMALL = 128;
@@ -73,7 +73,7 @@ export function jobCard(job, actions) {
   }
 
   async function showPictures() {
-    urls = await Promise.all(job.images.map(pictureUrl));
+    urls = await Promise.all(job.images.map((_, number) => pictureUrl(imagePath(job, number))));
     if (urls.length > 1) {
       part("strip").hidden = false;
       part("strip").replaceChildren(...urls.map(thumbnail));

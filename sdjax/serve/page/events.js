@@ -15,7 +15,7 @@ async function* story(id, last, signal) {
   while (!signal.aborted) {
     try {
       const headers = { Accept: "text/event-stream", ...(last ? { "Last-Event-ID": last } : {}) };
-      const answer = await request(`/v1/jobs/${id}/stream`, { headers, signal });
+      const answer = await request(`v1/jobs/${id}/stream`, { headers, signal });
       if (answer.status === 204) return;
       for await (const event of parsed(answer.body)) {
         pause = FIRST_PAUSE;

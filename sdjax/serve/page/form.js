@@ -112,7 +112,7 @@ export function jobForm({ onSubmit }) {
     control("loras").value = request.loras.map(({ path, strength }) => `${path}:${strength}`).join("\n");
     document.getElementById("previews").checked = request.preview_every > 0;
     showSliders();
-    const given = (name) => file(`/v1/jobs/${job.job_id}/inputs/${name}`);
+    const given = (name) => file(`v1/jobs/${job.job_id}/inputs/${name}`);
     start.remove();
     if (request.input_image) await start.load(await given("input_image"));
     if (request.init_image && (await start.load(await given("init_image")))) await start.loadMask(await given("mask_image"));

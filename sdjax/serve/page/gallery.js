@@ -35,7 +35,7 @@ export function gallery({ actions, announce, onContact }) {
 
   const handlers = {
     ...actions,
-    startFrom: async (job, number) => actions.startFrom(job, await api.file(job.images[number])),
+    startFrom: async (job, number) => actions.startFrom(job, await api.file(api.imagePath(job, number))),
     cancel: (job) => attempt(async () => {
       await api.cancel(job.job_id).catch(unlessStatus(409)); // it was faster than us
       await refreshOne(job.job_id);

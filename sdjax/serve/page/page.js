@@ -63,12 +63,12 @@ const pictures = gallery({
 async function ready() {
   const words = { starting: "Loading the model", draining: "About to stop", error: "The model could not be loaded" };
   for (;;) {
-    const answer = await fetch("/ready").then((response) => response.json()).catch(() => null);
+    const answer = await fetch("ready").then((response) => response.json()).catch(() => null);
     if (answer?.status === "ready") break;
     status(answer?.status ?? "error", words[answer?.status] ?? "No connection");
     await new Promise((resolve) => setTimeout(resolve, LOOK_EVERY));
   }
-  const [served] = (await api.read("/v1/models")).data;
+  const [served] = (await api.read("v1/models")).data;
   model = served.id;
   form.suit(served.sdjax);
   status("ready", model);
@@ -82,5 +82,5 @@ element("forget-key").addEventListener("click", () => {
 });
 element("viewer").addEventListener("click", ({ target }) => target === element("viewer") && target.close());
 
-form.describe(await api.read("/openapi.json"));
+form.describe(await api.read("openapi.json"));
 await Promise.all([ready(), pictures.refresh()]);

@@ -42,14 +42,13 @@ async def submit(request: Request) -> Response:
     job = await to_thread.run_sync(accept, limiter=front.submitters)
     with about_job(job.id):
         logger.info("accepted: %s", job.bucket)
-    url = f"/v1/jobs/{job.id}/stream"
-    return JSONResponse({"job_id": job.id, "sse_url": url}, headers={"Location": f"/v1/jobs/{job.id}"})
+    place = _place(request, job)
+    return JSONResponse({"job_id": job.id, "sse_url": f"{place}/stream"}, headers={"Location": place})
 
 
 async def read(request: Request) -> Response:
     """`GET /v1/jobs/{job_id}`."""
-    front = front_of(request)
-    return JSONResponse(await view(front, await _job(request)))
+    return JSONResponse(await view(request, await _job(request)))
 
 
 async def page(request: Request) -> Response:
@@ -65,7 +64,7 @@ async def page(request: Request) -> Response:
             message = f"before must be the id of a job, not {shown(before)}"
             raise ProblemError(404, "not_found", message, field="before") from None
     found = await front.registry.jobs(before=before, limit=limit + 1, owner=viewer)
-    jobs = [await view(front, job) for job in found[:limit]]
+    jobs = [await view(request, job) for job in found[:limit]]
     return JSONResponse({"jobs": jobs, "next": jobs[-1]["job_id"] if len(found) > limit else None})
 
 
@@ -103,7 +102,7 @@ async def cancel(request: Request) -> Response:
         raise ProblemError(409, "already_finished", f"the job has ended: {job.state}")
     with about_job(job.id):
         logger.info("cancelled")
-    return JSONResponse(await view(front, job))
+    return JSONResponse(await view(request, job))
 
 
 async def delete(request: Request) -> Response:
@@ -117,8 +116,9 @@ async def delete(request: Request) -> Response:
     return Response(status_code=204)
 
 
-async def view(front: Front, job: Job) -> dict[str, Any]:
+async def view(request: Request, job: Job) -> dict[str, Any]:
     """A job as `schemas.JobView` describes it."""
+    front, place = front_of(request), _place(request, job)
     position = await front.registry.position(job)
     loras = [{"path": lora["name"], "strength": lora["strength"]} for lora in job.request["loras"]]
     error = None
@@ -136,9 +136,9 @@ async def view(front: Front, job: Job) -> dict[str, Any]:
         "position": position,
         "eta_seconds": await _eta(front, job),
         "timings": dict(job.timings),
-        "images": [f"/v1/jobs/{job.id}/images/{n}" for n in range(job.images)],
+        "images": [f"{place}/images/{n}" for n in range(job.images)],
         "error": error,
-        "sse_url": f"/v1/jobs/{job.id}/stream",
+        "sse_url": f"{place}/stream",
     }
 
 
@@ -149,6 +149,11 @@ async def _eta(front: Front, job: Job) -> float | None:
     stats, waits = front.worker.engine.stats(), job.state == "queued"
     seconds = stats.eta_queued(await front.registry.ahead(job)) if waits else stats.eta_leased(job.id)
     return None if seconds is None else round(seconds, 1)
+
+
+def _place(request: Request, job: Job) -> str:
+    """A job's path as its client sees it: behind a proxy that may be below another path."""
+    return f"{request.scope['root_path']}/v1/jobs/{job.id}"
 
 
 async def _job(request: Request) -> Job:

@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, Response
 
 from sdjax.serve.bodies import ARRIVES_WITHIN, parse_object, read_body
 from sdjax.serve.front import Front, front_of, owner_of
+from sdjax.serve.links import signed
 from sdjax.serve.logs import about_job
 from sdjax.serve.openai_schemas import Edit, Generation, ImageParams, edit_job, generation_job, image_params, renamed
 from sdjax.serve.pictures import write_picture
@@ -190,9 +191,9 @@ def _check(last: Event | None) -> None:
 async def _answer(request: Request, front: Front, drawing: Drawing) -> dict[str, Any]:
     job, params = drawing.job, drawing.params
     if params.response_format == "url":
-        base = str(request.base_url).rstrip("/")
-        count = job.request["num_images"]
-        data = [{"url": f"{base}/v1/jobs/{job.id}/images/{n}"} for n in range(count)]
+        base, secret = str(request.base_url).rstrip("/"), front.link_secret
+        paths = [f"/v1/jobs/{job.id}/images/{n}" for n in range(job.request["num_images"])]
+        data = [{"url": base + (path if secret is None else signed(path, secret))} for path in paths]
     else:
         pictures = await front.registry.images(job.id)
         data = await to_thread.run_sync(lambda: [{"b64_json": drawing.encoded(*picture)} for picture in pictures])

@@ -40,7 +40,8 @@ async def metrics(request: Request) -> Response:
 
 async def openapi(request: Request) -> Response:
     """`GET /openapi.json`."""
-    return JSONResponse(document())
+    root = request.scope["root_path"]
+    return JSONResponse({**document(), "servers": [{"url": root}]} if root else document())
 
 
 async def docs(request: Request) -> Response:
