@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from sdjax import pipeline, schedulers
+    from sdjax import errors, images, loading, metadata, models, pipeline, schedulers, sharding, variants, xla_flags
     from sdjax.errors import CheckpointError, NotFiniteError, RequestError, SdjaxError
     from sdjax.pipeline import Output, Pipeline
 
@@ -18,17 +18,29 @@ __all__ = [
     "RequestError",
     "SdjaxError",
     "__version__",
+    "errors",
+    "images",
+    "loading",
+    "metadata",
+    "models",
     "pipeline",
     "schedulers",
+    "sharding",
+    "variants",
+    "xla_flags",
 ]
+_FROM = {"Output": "pipeline", "Pipeline": "pipeline"}
+"""Where the names come from that are neither modules nor errors."""
 
 
 def __getattr__(name: str) -> object:
     """Import on first use: JAX and Flax take a second, and `sdjax --help` needs neither."""
-    if name in ("pipeline", "schedulers"):
+    if name not in __all__:
+        raise AttributeError(f"module 'sdjax' has no attribute {name!r}")
+    if name[0].islower():
         return import_module(f"sdjax.{name}")
-    if name in ("Pipeline", "Output"):
-        return getattr(import_module("sdjax.pipeline"), name)
-    if name in __all__:
-        return getattr(import_module("sdjax.errors"), name)
-    raise AttributeError(f"module 'sdjax' has no attribute {name!r}")
+    return getattr(import_module(f"sdjax.{_FROM.get(name, 'errors')}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -14,7 +14,7 @@ import typer
 
 from sdjax import arguments, bench_cli, jobs_cli
 from sdjax.errors import RequestError, SdjaxError
-from sdjax.terminal import keep_compiled_programs, show, stages, uncollected
+from sdjax.terminal import keep_compiled_programs, printable, show, stages, uncollected
 from sdjax.xla_flags import set_flags
 
 if TYPE_CHECKING:
@@ -190,19 +190,24 @@ def models() -> None:
 
 @app.command()
 def inspect(
-    picture: Annotated[Path, typer.Argument(help="A PNG that sdjax, or a tool with the same convention, wrote.")],
+    picture: Annotated[
+        Path, typer.Argument(help="A PNG, JPEG, WebP, AVIF or GIF that sdjax or another tool with a prompt wrote.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
-    """Print the parameters that a picture was made with."""
+    """Print the parameters that a picture was made with, or else the texts that its file holds."""
     from sdjax import metadata
 
     parameters = metadata.read(picture)
     if as_json:
-        print(json.dumps(parameters, ensure_ascii=False))
+        print(json.dumps(parameters, ensure_ascii=False, allow_nan=False))
         return
+    if "texts" in parameters:
+        warnings.warn(f"{picture}: no tool's parameters are found; these are the texts in the file", stacklevel=1)
+        parameters = parameters["texts"]
     for name, value in parameters.items():
         if value is not None:
-            print(f"{name}: {value}")
+            print(printable(f"{name}: {value}"))
 
 
 @app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -264,10 +269,10 @@ def _written(
     from sdjax import metadata
 
     for path, image, seed in zip(paths, out.images, out.seeds, strict=True):
-        settings = {**out.settings, "seed": seed, "size": f"{image.width}x{image.height}"}
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            image.save(part, "PNG", pnginfo=metadata.chunks(metadata.to_text(prompt, negative, settings)))
+            with part.open("wb") as file:
+                metadata.save(image, file, "png", prompt, negative, {**out.settings, "seed": seed})
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)

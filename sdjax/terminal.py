@@ -100,6 +100,11 @@ def stages(quiet: bool) -> Iterator[Stages]:
         told.stop()
 
 
+def printable(text: str) -> str:
+    """The text with control characters spelled out, except ends of lines: a file's text must not steer a terminal."""
+    return "".join(each if each.isprintable() or each in "\n\t" else ascii(each)[1:-1] for each in text)
+
+
 def show(pictures: "Sequence[Image.Image]") -> None:
     """Show pictures in terminals that have a protocol for it: iTerm2's, which WezTerm speaks too, or kitty's."""
     if not sys.stdout.isatty():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from typer.testing import CliRunner
 
 from sdjax import cli
@@ -169,7 +169,33 @@ def test_what_a_long_prompt_loses_is_said(here, capsys):
     assert "cut off" in err
 
 
-@pytest.mark.parametrize("arguments", [["bad.png"], ["nowhere.png"], ["plain.png"]])
+def with_texts(file, **texts):
+    info = PngImagePlugin.PngInfo()
+    for name, text in texts.items():
+        info.add_text(name, text)
+    Image.new("RGB", (4, 4)).save(file, pnginfo=info)
+
+
+def test_inspect_prints_values_of_other_tools_as_they_stand(here, capsys):
+    with_texts(
+        "a.png", parameters='a cat\nSteps: 1, Template: "a b" c, Seed: 1, Model hash: 61e4567890, CFG scale: 1e999'
+    )
+    code, out, err = call(capsys, "inspect", "a.png")
+    assert (code, err) == (0, "")
+    assert out == 'prompt: a cat\nsteps: 1\nseed: 1\nguidance_scale: 1e999\nTemplate: "a b" c\nModel hash: 61e4567890\n'
+    code, out, _ = call(capsys, "inspect", "--json", "a.png")
+    assert json.loads(out, parse_constant=pytest.fail)["Model hash"] == "61e4567890"
+
+
+def test_inspect_prints_the_texts_of_a_file_that_no_tool_wrote(here, capsys):
+    with_texts("a.png", Comment="drawn \x1b[31mby hand")
+    code, out, err = call(capsys, "inspect", "a.png")
+    assert (code, out) == (0, "Comment: drawn \\x1b[31mby hand\n")
+    assert err == "sdjax: warning: a.png: no tool's parameters are found; these are the texts in the file\n"
+    assert json.loads(call(capsys, "inspect", "--json", "a.png")[1]) == {"texts": {"Comment": "drawn \x1b[31mby hand"}}
+
+
+@pytest.mark.parametrize("arguments", [["bad.png"], ["nowhere.png"], ["plain.png"], ["."]])
 def test_inspect_says_what_holds_no_parameters(here, capsys, arguments):
     Path("bad.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     Image.new("RGB", (4, 4)).save("plain.png")

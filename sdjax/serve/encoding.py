@@ -10,9 +10,6 @@ from PIL import Image
 
 from sdjax import metadata
 
-QUALITY = 95
-"""Of JPEG and WebP, 0 to 100."""
-
 
 class Projection(NamedTuple):
     """The linear map from latents to colours that comes closest to a VAE: good enough for a preview, and free.
@@ -47,7 +44,7 @@ def fit_projection(latents: NDArray[np.float32], pictures: NDArray[np.float32]) 
 def encode(
     picture: Image.Image, kind: str, prompt: str, negative_prompt: str | None, settings: Mapping[str, Any]
 ) -> bytes:
-    """A picture as the bytes of a file; a PNG carries the parameters that it was made with.
+    """A picture as the bytes of a file, with the parameters that it was made with.
 
     Args:
         picture: in RGB.
@@ -56,10 +53,5 @@ def encode(
         settings: the others, see `sdjax.metadata.to_text`.
     """
     file = io.BytesIO()
-    if kind == "png":
-        size = f"{picture.width}x{picture.height}"
-        text = metadata.to_text(prompt, negative_prompt, {**settings, "size": size})
-        picture.save(file, "PNG", pnginfo=metadata.chunks(text))
-    else:
-        picture.save(file, kind.upper(), quality=QUALITY)
+    metadata.save(picture, file, kind, prompt, negative_prompt, settings)
     return file.getvalue()
