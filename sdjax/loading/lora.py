@@ -1,4 +1,4 @@
-"""Low-rank adapters as data, and the pure function that adds them to parameters.
+"""Adapters as data, and the pure function that adds them to parameters.
 
 An adapter says, for some leaves, what is to be added to them. `apply_lora` gives parameters of the same structure,
 shapes and dtypes, so every program that was compiled for the old ones runs the new ones; what no adapter touches is
@@ -8,58 +8,35 @@ the very same array. Nothing is ever subtracted: to be without an adapter is to 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.core import FrozenDict
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax import Array, lax
+from jax import Array
 from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
 from sdjax.errors import CheckpointError, RequestError
+from sdjax.loading.lora_kinds import Factor, Kind, LowRank, described
 from sdjax.loading.weights import LeafPath, tensor_name
 from sdjax.models import Params, is_quantised
-
-Factor: TypeAlias = tuple[ArrayLike, ...]
-"""A matrix or kernel: itself; or a (out, rank) times b (rank, in...); or, with a core between them as in Tucker's
-decomposition, a (out, rank), core (rank, rank', height, width) and b (rank', in)."""
 
 LARGEST = float(np.finfo(np.float32).max)
 RANKS_AT_ONCE = 16
 """Of a low-rank product, in one call of a compiled program. Small ranks are padded to it, larger ones take several."""
 
 
-class LowRank(NamedTuple):
-    """LoRA (Hu et al. 2021, arXiv 2106.09685) and, for convolutions, LoCon: one product of small matrices."""
-
-    product: Factor
-
-
-class Hadamard(NamedTuple):
-    """LoHa (Hyeon-Woo et al. 2021, arXiv 2108.06098): two products, multiplied entry by entry."""
-
-    first: Factor
-    second: Factor
-
-
-class Kronecker(NamedTuple):
-    """LoKr (Yeh et al. 2023, arXiv 2309.14859): the Kronecker product of a small matrix and another or a kernel."""
-
-    first: Factor
-    second: Factor
-
-
 class Change(NamedTuple):
     """What an adapter adds to one leaf.
 
-    `scale` is alpha / rank. `magnitude`, where there is one, is DoRA's vector of norms, shaped to multiply the weight:
-    (out, 1, ...) or (1, in, ...).
+    `factors` are its arrays, in one of the kinds of `lora_kinds`. `scale` is alpha / rank. `magnitude`, where there is
+    one, is DoRA's vector of norms, shaped to multiply the weight: (out, 1, ...) or (1, in, ...).
     """
 
-    factors: LowRank | Hadamard | Kronecker
+    factors: Kind
     scale: float = 1.0
     magnitude: ArrayLike | None = None
 
@@ -84,7 +61,8 @@ class Adapter:
 def apply_lora(params: Params, adapters: Sequence[tuple[Adapter, float]]) -> Params:
     """Add adapters to parameters.
 
-    With weight w an adapter gives W + w s B A, and with DoRA's magnitude m (Liu et al. 2024, arXiv 2402.09353)
+    With weight w a LoRA gives W + w s B A (for other kinds see `lora_kinds`), and with DoRA's magnitude m (Liu et al.
+    2024, arXiv 2402.09353)
     m (W + w s B A) / ||W + w s B A||: as in peft, the weight scales the direction, not the magnitude. Each adapter is
     measured against the unchanged W, and what they add is summed in float32 and rounded once, so their order does
     not matter beyond rounding (in peft a second DoRA rescales the first, so there it does). An adapter that is given
@@ -153,54 +131,11 @@ def _check_fit(adapter: Adapter, path: LeafPath, change: Change, leaves: Mapping
     if path not in leaves:
         raise CheckpointError(f"{adapter.source} changes {'.'.join(map(str, path))}, which this model lacks")
     shape = leaves[path].shape
-    if not fits(change.factors, shape):
+    if not change.factors.fits(shape):
         raise CheckpointError(
             f"{adapter.source} was made for another model: for {tensor_name(path)} it has factors "
-            f"{shapes(change.factors)}, and the layer here is {shape}"
+            f"{described(change.factors)}, and the layer here is {shape}"
         )
-
-
-def shapes(factors: LowRank | Hadamard | Kronecker) -> str:
-    """The factors' shapes, for messages."""
-    return " and ".join(" x ".join(str(np.shape(part)) for part in factor) for factor in factors)
-
-
-def fits(factors: LowRank | Hadamard | Kronecker, shape: tuple[int, ...]) -> bool:
-    """Whether the factors multiply out to a leaf of this shape, up to a kernel that is stored as a matrix."""
-    products = [_product_shape(factor) for factor in factors]
-    if None in products:
-        return False
-    first, *others = (product for product in products if product is not None)
-    if isinstance(factors, Kronecker):
-        length = max(len(first), len(others[0]))
-        left, right = ((*product, *(1,) * (length - len(product))) for product in (first, others[0]))
-        first, others = tuple(a * b for a, b in zip(left, right, strict=True)), []
-    if any(_flat(other) != _flat(first) for other in others):
-        return False
-    return _trimmed(first) == _trimmed(shape) if len(first) > 2 else first == _flat(shape)
-
-
-def _product_shape(factor: Factor) -> tuple[int, ...] | None:
-    """The shape that a factor multiplies out to, or None if its parts do not fit together."""
-    parts = [np.shape(part) for part in factor]
-    if any(len(part) < 2 or 0 in part for part in parts):
-        return None
-    match parts:
-        case [whole]:
-            return whole
-        case [(out, rank), (rank_, *rest)] if rank == rank_:
-            return (out, *rest)
-        case [(out, rank), (rank_, inner, *window), (inner_, width)] if (rank, inner) == (rank_, inner_):
-            return (out, width, *window)
-    return None
-
-
-def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return shape[:2] if all(side == 1 for side in shape[2:]) else shape
-
-
-def _flat(shape: tuple[int, ...]) -> tuple[int, int]:
-    return shape[0], math.prod(shape[1:])
 
 
 def _merged(leaf: Array, terms: Sequence[tuple[Change, float]]) -> Array:
@@ -243,7 +178,7 @@ def _nothing(leaf: Array) -> Array:
 def _plus(total: Array, leaf: Array, change: Change, scale: ArrayLike) -> Array:
     """A total, and what a change adds to a leaf, in float32."""
     weight = leaf.astype(jnp.float32)
-    delta = jnp.asarray(scale, jnp.float32) * _multiplied(change.factors).reshape(weight.shape)
+    delta = change.factors.delta(weight, jnp.asarray(scale, jnp.float32)).reshape(weight.shape)
     if change.magnitude is not None:
         magnitude = jnp.asarray(change.magnitude, jnp.float32)
         summed = weight + delta
@@ -251,28 +186,6 @@ def _plus(total: Array, leaf: Array, change: Change, scale: ArrayLike) -> Array:
         norm = jnp.sqrt(jnp.square(summed).sum(axes, keepdims=True))
         delta = jnp.where(norm > 0, magnitude / norm, 1.0) * summed - weight
     return total + delta
-
-
-def _multiplied(factors: LowRank | Hadamard | Kronecker) -> Array:
-    products = [_product(factor) for factor in factors]
-    match factors:
-        case LowRank():
-            return products[0]
-        case Hadamard():
-            return products[0] * products[1].reshape(products[0].shape)
-        case Kronecker():
-            first, second = products
-            dimensions = max(first.ndim, second.ndim)
-            first, second = (x.reshape(*x.shape, *(1,) * (dimensions - x.ndim)) for x in (first, second))
-            product: Array = jnp.kron(first, second)
-            return product
-
-
-def _product(factor: Factor) -> Array:
-    parts = [jnp.asarray(part).astype(jnp.float32) for part in factor]
-    terms = {1: "o...->o...", 2: "or,r...->o...", 3: "or,rs...,si->oi..."}[len(parts)]
-    # The default precision of a matrix product is less than float32 on a TPU and on most GPUs.
-    return jnp.einsum(terms, *parts, precision=lax.Precision.HIGHEST)
 
 
 @jax.jit

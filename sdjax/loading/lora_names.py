@@ -9,6 +9,13 @@ names, so the dictionary of spellings is computed from the parameters of whateve
     lora_unet_input_blocks_4_1_proj_in                     kohya's sd-scripts, SDXL: the original layout's names
     diffusion_model.input_blocks.4.1.proj_in               the original layout itself
     lora_te_, lora_te1_, lora_te2_text_model_…             kohya's text encoders
+    lora_te_wrapped_transformer_text_model_…               sd-scripts' names for the original layout of SD 1
+    lora_te_wrapped_model_transformer_resblocks_…          and of SD 2
+    lycoris_down_blocks_1_attentions_0_proj_in             LyCORIS's own wrapper around one model
+    oft_unet_, oft_te_…                                    sd-scripts' OFT
+
+Parts, too, are spelled in several ways (`PARTS`); in files that were saved while peft held the adapter, the adapter's
+name stands inside (`lora_A.style.weight`).
 """
 
 import re
@@ -21,11 +28,14 @@ from sdjax.loading.original_unet import ENDS, RESIDUAL
 from sdjax.loading.weights import LeafPath, tensor_name
 from sdjax.models import Params
 
+_LYCORIS = (
+    *("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
+    *("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
+)
 PARTS = {
     "lora_A.weight": "down",
     "lora_B.weight": "up",
-    "lora_A.default.weight": "down",
-    "lora_B.default.weight": "up",
+    "lora_B.bias": "up_bias",
     "lora_down.weight": "down",
     "lora_up.weight": "up",
     "lora_mid.weight": "mid",
@@ -36,16 +46,53 @@ PARTS = {
     "lora_embedding_A": "embedding_down",
     "lora_embedding_B": "embedding_up",
     "alpha": "alpha",
+    "scalar": "scalar",
     "dora_scale": "dora_scale",
     "lora_magnitude_vector": "magnitude",
     "lora_magnitude_vector.weight": "magnitude",
-    **{f"hada_{name}": f"hada_{name}" for name in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")},
-    **{f"lokr_{name}": f"lokr_{name}" for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")},
+    **{name: name for name in _LYCORIS},
+    **{f"{name}.weight": name for name in ("a1", "a2", "b1", "b2", "bm")},
+    "oft_blocks": "oft_blocks",
+    "rescale": "rescale",
+    "ia3_l": "ia3_l",
+    "on_input": "on_input",
+    "diff": "difference",
+    "w_norm": "difference",
+    "diff_b": "bias_difference",
+    "b_norm": "bias_difference",
+    "weight": "weight",
+    "bias": "bias",
+    "token_adapter.trainable_tokens_delta": "token_rows",
 }
-_ENDING = re.compile(r"[._](" + "|".join(re.escape(part) for part in sorted(PARTS, key=len, reverse=True)) + r")$")
+"""The role of a part by the ending of its key."""
+_LONGEST_FIRST = "|".join(re.escape(part) for part in sorted(PARTS, key=len, reverse=True))
+_ENDING = re.compile(rf"(?:\.|_(?=lora\.))({_LONGEST_FIRST})$")
+_ADAPTER_NAME = re.compile(
+    r"\.(?:(lora_[AB])\.[^.]+(?=\.(?:weight|bias)$)"
+    r"|(lora_magnitude_vector)\.[^.]+(?=\.weight$)"
+    r"|(lora_magnitude_vector)\.(?!weight$)[^.]+$"
+    r"|(lora_embedding_[AB]|ia3_l|(?:hada|lokr)_\w+|trainable_tokens_delta)\.[^.]+$)"
+)
+"""The name that peft gives an adapter while it is loaded, which is in files that were saved without peft's help."""
+_MODULES_TO_SAVE = re.compile(r"\.modules_to_save(\.[^.]+)?(?=\.(?:weight|bias)$)")
 
-ENCODERS = {"text_encoder": ("lora_te1_", "lora_te_"), "text_encoder_2": ("lora_te2_",)}
+BUNDLE = "bundle_emb."
+"""What the keys of learned words begin with that come in one file with an adapter."""
+ENCODERS = {
+    "text_encoder": ("lora_te1_", "lora_te_", "oft_te1_", "oft_te_"),
+    "text_encoder_2": ("lora_te2_", "oft_te2_"),
+}
 OLD_ATTENTION = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
+OPEN_CLIP = {
+    "text_model.encoder.layers": "transformer.resblocks",
+    "text_model.": "",
+    "self_attn.out_proj": "attn.out_proj",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "final_layer_norm": "ln_final",
+}
 
 RESIDUAL_NAMES = {name: original for original, name in RESIDUAL.items()}
 END_NAMES = {name: original for original, name in ENDS.items()}
@@ -60,19 +107,23 @@ class Key(NamedTuple):
 
 def take_apart(key: str) -> Key | None:
     """Split a key into layer and part; None if it ends in no known part."""
-    found = _ENDING.search(key)
+    found = _ENDING.search(_MODULES_TO_SAVE.sub("", _ADAPTER_NAME.sub(_without_name, key)))
     if found is None:
         return None
-    return Key(bare_layer(key[: found.start()]), PARTS[found[1]])
+    return Key(bare_layer(found.string[: found.start()]), PARTS[found[1]])
+
+
+def _without_name(found: re.Match[str]) -> str:
+    return "." + next(group for group in found.groups() if group)
 
 
 def bare_layer(layer: str) -> str:
     """A layer's spelling without what wrappers add to it."""
-    return layer.removeprefix("base_model.model.").replace(".processor.", ".")
+    return layer.removeprefix("base_model.model.").replace(".processor.", ".").removesuffix(".base_layer")
 
 
 def spellings(params: Params, component: str | None = None) -> dict[str, LeafPath]:
-    """Every way of naming a layer, and the leaf that holds its weight.
+    """Every way of naming a layer, and its path in the parameters, without the leaf.
 
     Args:
         params: of a whole pipeline. Layers of the VAE have no names here: no LoRA reaches them.
@@ -80,9 +131,9 @@ def spellings(params: Params, component: str | None = None) -> dict[str, LeafPat
             encoder where there is just one.
     """
     layers = {
-        tensor_name(path).removesuffix(".weight"): path
-        for path, leaf in flatten_dict(params).items()
-        if path[0] in ("unet", *ENCODERS) and len(leaf.shape) > 1
+        tensor_name(path[:-1]): path[:-1]
+        for path in flatten_dict(params)
+        if path[0] in ("unet", *ENCODERS) and path[-1] == "weight"
     }
     encoders = [name for name in ENCODERS if name in params]
     bare = [component] if component else ["unet", *(encoders if len(encoders) == 1 else [])]
@@ -92,17 +143,22 @@ def spellings(params: Params, component: str | None = None) -> dict[str, LeafPat
         owner, _, name = layer.partition(".")
         if owner == "unet":
             spelled = list(_unet_spellings(name))
-            known["lora_unet_" + name.replace(".", "_")] = path
+            prefixes: tuple[str, ...] = ("lora_unet_", "oft_unet_")
             if name in original:
                 known["lora_unet_" + original[name].replace(".", "_")] = path
                 known["diffusion_model." + original[name]] = path
                 known["model.diffusion_model." + original[name]] = path
         else:
             spelled = list(_text_spellings(name))
-            known |= {prefix + name.replace(".", "_"): path for prefix in ENCODERS[owner]}
-        known |= {f"{owner}.{spelling}": path for spelling in spelled}
+            prefixes = ENCODERS[owner]
+            if owner == "text_encoder":
+                known["lora_te_wrapped_transformer_" + name.replace(".", "_")] = path
+                known["lora_te_wrapped_model_" + _open_clip_name(name).replace(".", "_")] = path
         if owner in bare:
             known |= dict.fromkeys(spelled, path)
+            prefixes += ("lycoris_",)
+        known |= {prefix + spelling.replace(".", "_"): path for prefix in prefixes for spelling in spelled}
+        known |= {f"{owner}.{spelling}": path for spelling in spelled}
     return known
 
 
@@ -117,6 +173,13 @@ def _text_spellings(name: str) -> Iterator[str]:
     for spelled in (name, ".".join([*modules, OLD_ATTENTION.get(last, last)])):
         yield spelled
         yield spelled.removeprefix("text_model.")  # as transformers 5 has it
+
+
+def _open_clip_name(name: str) -> str:
+    """OpenCLIP's name of a text encoder's layer; its queries, keys and values are one layer, and have none."""
+    for ours, theirs in OPEN_CLIP.items():
+        name = name.replace(ours, theirs)
+    return name
 
 
 def original_names(layers: Iterable[str]) -> dict[str, str]:

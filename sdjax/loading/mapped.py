@@ -23,6 +23,8 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+SMALL_DTYPES = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+"""Of adapters alone, which are converted before anything is computed; safetensors has no NumPy dtype for them."""
 ALIGNMENT = 64
 """Bytes at whose multiples an array must begin for JAX to take it over on a CPU as it is."""
 OWN_PAGES = 2**20
@@ -57,16 +59,15 @@ class MappedFile:
             opened.seek(self._start + begin)
             if opened.readinto(memory.data) != end - begin:
                 raise CheckpointError(f"{self._file} ends within {name}")
-        return memory.view(jnp.dtype(DTYPES[entry["dtype"]])).reshape(entry["shape"])
+        whole: NDArray[Any] = memory.view(_dtype(entry["dtype"])).reshape(entry["shape"])
+        return whole
 
     def view(self, name: str) -> NDArray[Any]:
         """A tensor as it is stored, where it lies: read-only."""
         entry = self._header[name]
         shape = tuple(entry["shape"])
         count = int(np.prod(shape, dtype=np.int64))
-        flat = np.frombuffer(
-            self._map, jnp.dtype(DTYPES[entry["dtype"]]), count, self._start + entry["data_offsets"][0]
-        )
+        flat = np.frombuffer(self._map, _dtype(entry["dtype"]), count, self._start + entry["data_offsets"][0])
         return flat.reshape(shape)
 
     def place(self, name: str) -> int:
@@ -88,6 +89,10 @@ class MappedFile:
             begin -= begin % mmap.PAGESIZE
             if end > begin:
                 self._map.madvise(getattr(mmap, advice), begin, end - begin)
+
+
+def _dtype(name: str) -> Any:
+    return jnp.dtype({**DTYPES, **SMALL_DTYPES}[name])
 
 
 def laid_out(view: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from sdjax.errors import CheckpointError
-from sdjax.loading.mapped import DTYPES, MappedFile, in_order, laid_out
+from sdjax.loading.mapped import DTYPES, SMALL_DTYPES, MappedFile, in_order, laid_out
 from sdjax.models import Params
 
 LeafPath: TypeAlias = tuple[str | int, ...]
@@ -63,10 +63,14 @@ def read_tensors(file: Path) -> dict[str, NDArray[Any]]:
     Raises:
         CheckpointError: it is not a readable safetensors file, or has a dtype that NumPy lacks.
     """
-    names = sorted(open_tensors(file))
+    listed = open_tensors(file)
+    small = MappedFile(file) if any(tensor.dtype in SMALL_DTYPES for tensor in listed.values()) else None
     try:
         with safe_open(file, "np") as opened:
-            return {name: opened.get_tensor(name) for name in names}
+            return {
+                name: small.read(name) if small and listed[name].dtype in SMALL_DTYPES else opened.get_tensor(name)
+                for name in sorted(listed)
+            }
     # What an unknown dtype raises differs between releases of safetensors.
     except (SafetensorError, OSError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{file} is not a readable safetensors file: {error}") from error

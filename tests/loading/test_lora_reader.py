@@ -28,6 +28,8 @@ from tests.loading.tiny_params import tiny_params
 
 PARAMS, XL_PARAMS = tiny_params("sd"), tiny_params("xl")
 UNET, ENCODER = {"unet": ATTENTION}, {"text_encoder": TEXT}
+NORM = "unet.mid_block.attentions.0.transformer_blocks.0.norm1"
+WORDS = "text_encoder.text_model.embeddings.token_embedding"
 TO_Q = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 
 
@@ -82,9 +84,9 @@ def test_a_file_for_another_base_model_is_refused_with_the_first_misfit_and_its_
 def test_layers_that_the_model_lacks_are_named_in_one_warning(tmp_path):
     extra = {
         "unet.down_blocks.9.conv.lora_A.weight": np.ones((2, 4), np.float32),
-        "bundle_emb.x": np.ones(3, np.float32),
+        "another.x": np.ones(3, np.float32),
     }
-    with pytest.warns(UserWarning, match="no layer for 'bundle_emb.x', 'unet.down_blocks.9") as caught:
+    with pytest.warns(UserWarning, match="no layer for 'another.x', 'unet.down_blocks.9") as caught:
         adapter = read(pair() | extra, tmp_path)
     assert len(caught) == 1
     assert set(adapter.unused) == extra.keys()
@@ -103,9 +105,35 @@ REFUSED = {
     "infinity": (pair() | {f"{TO_Q}.alpha": np.float32(np.inf)}, "alpha holds NaN or infinity"),
     "integers": (pair() | {f"{TO_Q}.lora_A.weight": np.ones((2, 32), np.int32)}, "dtype int32"),
     "two alphas": (pair() | {f"{TO_Q}.alpha": np.ones(2, np.float32)}, r"alpha of shape \(2,\)"),
-    "a bias": (pair() | {f"{TO_Q}.lora_B.bias": np.ones(32, np.float32)}, "lora_B.bias is a part of .*not supported"),
-    "a full difference": ({f"{TO_Q}.diff": np.ones((32, 32), np.float32)}, "diff is a part of .*not supported"),
-    "OFT": ({f"{TO_Q}.oft_blocks": np.ones((2, 4, 4), np.float32)}, "oft_blocks is a part of .*not supported"),
+    "an unknown part": ({f"{TO_Q}.lambda_layer": np.ones(4, np.float32)}, "lambda_layer is a part of .*not supported"),
+    "a bias for a layer without": (
+        pair() | {f"{TO_Q}.lora_B.bias": np.ones(32, np.float32)},
+        r"to_q has a lora_B\.bias in the file, and no bias in this model",
+    ),
+    "a difference of a bias for a layer without": (
+        {f"{TO_Q}.diff": np.ones((32, 32), np.float32), f"{TO_Q}.diff_b": np.ones(32, np.float32)},
+        r"to_q has a diff_b \(or b_norm\) in the file, and no bias in this model",
+    ),
+    "a difference of another shape": ({f"{TO_Q}.diff": np.ones((32, 16), np.float32)}, r"are \(32, 16\), and this"),
+    "a norm of another width": (
+        {f"{NORM}.w_norm": np.ones(31, np.float32)},
+        r"are \(31,\), and this model's .*\(32,\)",
+    ),
+    "a LoRA on a norm": (
+        {f"{NORM}.lora_A.weight": np.ones((2, 32), np.float32), f"{NORM}.lora_B.weight": np.ones((32, 2), np.float32)},
+        "norm1 .*is of another shape",
+    ),
+    "OFT of another width": ({f"{TO_Q}.oft_blocks": np.ones((2, 4, 4), np.float32)}, r"another shape: .*\(2, 4, 4\)"),
+    "OFT that is not square": ({f"{TO_Q}.oft_blocks": np.ones((8, 4, 3), np.float32)}, r"shape \(8, 4, 3\)"),
+    "a whole weight": (
+        {f"{TO_Q}.weight": np.ones((32, 32), np.float32)},
+        "whole weight in the file, and no modules_to",
+    ),
+    "(IA)^3 of peft without settings": ({f"{TO_Q}.ia3_l": np.ones((32, 1), np.float32)}, "no adapter_config.json"),
+    "tokens without settings": (
+        {f"{WORDS}.token_adapter.trainable_tokens_delta": np.ones((2, 32), np.float32)},
+        "no settings that say which tokens",
+    ),
     "DoRA of another width": (
         pair() | {f"{TO_Q}.lora_magnitude_vector": np.ones(31, np.float32)},
         r"magnitudes of shape \(31,\)",
@@ -183,7 +211,18 @@ def test_a_peft_folder_of_a_text_encoder_is_told_apart_by_its_name(tmp_path):
     ("config", "words"),
     [
         ({"peft_type": "OFT"}, "is a OFT adapter"),
-        ({"peft_type": "LORA", "fan_in_fan_out": True}, "fan_in_fan_out"),
+        ({"peft_type": "LORA", "layer_replication": [[0, 4]]}, r"asks for layer_replication \(\[\[0, 4\]\]\)"),
+        ({"peft_type": "LORA", "kasa_config": {"beta": 1}}, "asks for kasa_config"),
+        ({"peft_type": "LORA", "a_field_of_tomorrow": 3}, r"asks for a_field_of_tomorrow \(3\)"),
+        ({"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}}, "init_lora_weights is 'loftq'"),
+        ({"init_lora_weights": "corda"}, "init_lora_weights is 'corda'"),
+        ({"init_lora_weights": "lora_ga"}, "init_lora_weights is 'lora_ga'"),
+        ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights is 'pissa_niter_16'"),
+        ({"init_lora_weights": "next_year"}, "init_lora_weights is 'next_year'"),
+        ({"use_dora": True}, "use_dora = True in its settings, and no magnitudes"),
+        ({"target_modules": ["to_v"]}, "changes no layer of this model: it holds .*to_q"),
+        ({"target_modules": 3}, "target_modules must be a name or a list"),
+        ({"target_modules": "("}, "target_modules is no regular expression"),
         ({"lora_alpha": "much"}, "do not give an alpha"),
         ({"lora_alpha": 1, "alpha_pattern": {"(": 1}}, "do not give an alpha"),
         ({"lora_alpha": 1, "alpha_pattern": [1]}, "do not give an alpha"),
