@@ -21,7 +21,7 @@ from benchmarks.__main__ import machine
 from benchmarks.models import MODELS
 
 SECONDS = 570.0
-PICTURES = {"sd-v1-5": 50, "sd-xl": 30, "sd-turbo": 4}
+PICTURES = {"sd-v1-5": 50, "sd-xl": 30, "sdxl-turbo": 4}
 """Steps of the pictures that are compared."""
 GRACE = 10.0
 

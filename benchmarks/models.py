@@ -127,5 +127,5 @@ MODELS: Mapping[str, Model] = {
     "sd-v1-5": Model(512, 20, True, UNET_1, VAE, {"text_encoder": CLIP_L}),
     "sd-v2-1": Model(768, 20, True, UNET_2, VAE, {"text_encoder": OPENCLIP_H}),
     "sd-xl": Model(1024, 20, True, UNET_XL, VAE_XL, XL_ENCODERS),
-    "sd-turbo": Model(512, 4, False, UNET_XL, VAE_XL, XL_ENCODERS),
+    "sdxl-turbo": Model(512, 4, False, UNET_XL, VAE_XL, XL_ENCODERS),
 }

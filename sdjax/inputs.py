@@ -15,9 +15,8 @@ from sdjax.checks import finite, share, whole
 from sdjax.errors import RequestError
 from sdjax.generation import PIXELS_AT_ONCE
 from sdjax.images import to_rgb
+from sdjax.limits import MAX_SIDE
 from sdjax.models import Definition
-
-MAX_SIDE = 2048
 
 
 class ControlInput(NamedTuple):

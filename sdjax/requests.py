@@ -14,12 +14,12 @@ from sdjax.canvas import Canvas, untouched
 from sdjax.checks import finite, pair, share, whole
 from sdjax.errors import RequestError
 from sdjax.inputs import Steering, canvases_of, controls_of, size_of, tile_of
+from sdjax.limits import LAST_SEED
 from sdjax.loading import Checkpoint, checked_loras
 from sdjax.prompts import Reading, reading
 from sdjax.schedulers import Schedule, begin_step, default_sampler, table
 
 OUTPUTS = ("pil", "numpy", "latents")
-LAST_SEED = 2**64 - 1
 
 
 class Settings(TypedDict, total=False):

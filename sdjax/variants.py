@@ -40,6 +40,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
         "sd-xl-inpaint": Variant(
             "diffusers/stable-diffusion-xl-1.0-inpainting-0.1", 1024, 20, 7.5, "SDXL, 9 channels for inpainting"
         ),
-        "sd-turbo": Variant("stabilityai/sdxl-turbo", 512, 4, 0.0, "SDXL Turbo, distilled to 1 to 4 steps"),
+        "sd-turbo": Variant("stabilityai/sd-turbo", 512, 4, 0.0, "2.1, distilled to 1 to 4 steps"),
+        "sdxl-turbo": Variant("stabilityai/sdxl-turbo", 512, 4, 0.0, "SDXL, distilled to 1 to 4 steps"),
     }
 )

@@ -18,8 +18,9 @@ from PIL import Image
 
 from sdjax.batch import Batch, join
 from sdjax.errors import RequestError
+from sdjax.limits import LAST_SEED
 from sdjax.pipeline import Pipeline
-from sdjax.requests import LAST_SEED, Request
+from sdjax.requests import Request
 from sdjax.serve.store import Store
 
 _join = jax.jit(join)

@@ -13,11 +13,11 @@ import numpy as np
 from PIL import Image, ImageOps
 from pydantic import Field, ValidationError
 
+from sdjax.limits import JOB_IMAGES
 from sdjax.serve.pictures import Limits, PictureError, read_picture, write_picture
 from sdjax.serve.problems import ProblemError, invalid, shown
 from sdjax.serve.queue import MASK
 from sdjax.serve.schemas import (
-    MAX_IMAGES,
     WHOLE,
     Format,
     Guidance,
@@ -59,7 +59,7 @@ class ImageParams(Strict):
 
     prompt: Prompt
     model: Name | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_IMAGES), WHOLE] | None = None
+    n: Annotated[int, Field(ge=1, le=JOB_IMAGES), WHOLE] | None = None
     size: (
         Annotated[
             str,

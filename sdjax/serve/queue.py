@@ -10,11 +10,12 @@ from typing import Any
 from PIL import Image
 
 from sdjax.errors import SdjaxError
+from sdjax.limits import JOB_MULTIPLE, MAX_SIDE
 from sdjax.serve.buckets import bucket
 from sdjax.serve.pictures import Limits, PictureError, from_base64, read_picture
 from sdjax.serve.problems import ProblemError, invalid, shown
 from sdjax.serve.schemas import ImageGeneration, ImageInpaint, ImageTransform, Lora
-from sdjax.serve.served import MOST_SIDE, MULTIPLE, ServedModel
+from sdjax.serve.served import ServedModel
 from sdjax.serve.store import Job, QueueFullError, Store
 
 STRENGTH = 0.8
@@ -176,7 +177,7 @@ def _field(message: str, request: Mapping[str, Any]) -> str | None:
 def _side(name: str, value: int | None, model: ServedModel) -> int:
     side = model.size if value is None else value
     if side < model.least_side:
-        raise invalid(name, f"{name} must be from {model.least_side} to {MOST_SIDE} pixels, not {side}")
+        raise invalid(name, f"{name} must be from {model.least_side} to {MAX_SIDE} pixels, not {side}")
     return side
 
 
@@ -191,8 +192,8 @@ def _picture(name: str, text: str) -> tuple[bytes, Image.Image]:
 def _fitted(name: str, picture: Image.Image) -> tuple[int, int]:
     """The size that a picture is drawn at: its own, within what is allowed. Photos may say that they are turned."""
     sides = picture.size[::-1] if picture.getexif().get(ORIENTATION, 1) >= 5 else picture.size
-    shrink = min(1.0, MOST_SIDE / max(sides))
-    width, height = (int(side * shrink) // MULTIPLE * MULTIPLE for side in sides)
+    shrink = min(1.0, MAX_SIDE / max(sides))
+    width, height = (int(side * shrink) // JOB_MULTIPLE * JOB_MULTIPLE for side in sides)
     if min(width, height) < Limits().least_side:
         raise invalid(name, f"{name}: it is {picture.width}x{picture.height}, too long and thin to be drawn")
     return width, height

@@ -10,13 +10,21 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from sdjax.requests import LAST_SEED
+from sdjax.limits import (
+    JOB_GUIDANCE,
+    JOB_IMAGES,
+    JOB_LEAST_SIDE,
+    JOB_LORA_WEIGHT,
+    JOB_LORAS,
+    JOB_MULTIPLE,
+    JOB_PROMPT,
+    JOB_STEPS,
+    LAST_SEED,
+    MAX_SIDE,
+)
 from sdjax.schedulers import SAMPLERS
 from sdjax.serve.problems import SHOWN, ProblemError, invalid, shown
-from sdjax.serve.served import LEAST_SIDE, MOST_SIDE, MULTIPLE
 
-MAX_PROMPT = 10_000
-MAX_STEPS, MAX_GUIDANCE, MAX_IMAGES, MAX_LORAS, MAX_WEIGHT = 150, 20.0, 8, 8, 10.0
 MAX_NAME = 255
 OPERATIONS = ("image_generation", "image_transform", "image_inpaint")
 
@@ -40,14 +48,14 @@ def _sampler(value: str) -> str:
 
 WHOLE = BeforeValidator(_whole)
 Name: TypeAlias = Annotated[str, Field(max_length=MAX_NAME)]
-Prompt: TypeAlias = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT), AfterValidator(_not_blank)]
-Side: TypeAlias = Annotated[int, Field(ge=MULTIPLE, le=MOST_SIDE, multiple_of=MULTIPLE), WHOLE]
+Prompt: TypeAlias = Annotated[str, Field(min_length=1, max_length=JOB_PROMPT), AfterValidator(_not_blank)]
+Side: TypeAlias = Annotated[int, Field(ge=JOB_MULTIPLE, le=MAX_SIDE, multiple_of=JOB_MULTIPLE), WHOLE]
 Sampler: TypeAlias = Annotated[
     str, Field(max_length=MAX_NAME, json_schema_extra={"enum": list(SAMPLERS)}), AfterValidator(_sampler)
 ]
 Seed: TypeAlias = Annotated[int, Field(ge=0, le=LAST_SEED), WHOLE]
-Steps: TypeAlias = Annotated[int, Field(ge=1, le=MAX_STEPS), WHOLE]
-Guidance: TypeAlias = Annotated[float, Field(ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)]
+Steps: TypeAlias = Annotated[int, Field(ge=1, le=JOB_STEPS), WHOLE]
+Guidance: TypeAlias = Annotated[float, Field(ge=0, le=JOB_GUIDANCE, allow_inf_nan=False)]
 Strength: TypeAlias = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Format: TypeAlias = Literal["png", "jpeg", "webp"]
 Base64: TypeAlias = Annotated[
@@ -72,25 +80,25 @@ class Lora(Strict):
     path: Annotated[str, Field(min_length=1, max_length=MAX_NAME)] = Field(
         description="A file or folder inside the server's adapter folder."
     )
-    strength: Annotated[float, Field(ge=-MAX_WEIGHT, le=MAX_WEIGHT, allow_inf_nan=False)] = 1.0
+    strength: Annotated[float, Field(ge=-JOB_LORA_WEIGHT, le=JOB_LORA_WEIGHT, allow_inf_nan=False)] = 1.0
 
 
 class JobFields(Strict):
     """What every operation takes."""
 
     prompt: Prompt
-    negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT)] | None = None
+    negative_prompt: Annotated[str, Field(max_length=JOB_PROMPT)] | None = None
     steps: Steps | None = Field(None, description="Default 20; 4 for turbo.")
     guidance_scale: Guidance | None = Field(
         None, description="Default 7.5; 0 for turbo, and 3 for the bundled tiny model, which is best at that."
     )
     seed: Seed | None = Field(None, description="Default: drawn, and reported by `complete` and by the job.")
     sampler: Sampler | None = Field(None, description="Default: the model's own.")
-    num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES), WHOLE] | None = Field(
+    num_images: Annotated[int, Field(ge=1, le=JOB_IMAGES), WHOLE] | None = Field(
         None, description="Default 1. The pictures after the first take the seeds that follow."
     )
-    loras: Annotated[list[Lora], Field(max_length=MAX_LORAS)] | None = None
-    preview_every: Annotated[int, Field(ge=0, le=MAX_STEPS), WHOLE] | None = Field(
+    loras: Annotated[list[Lora], Field(max_length=JOB_LORAS)] | None = None
+    preview_every: Annotated[int, Field(ge=0, le=JOB_STEPS), WHOLE] | None = Field(
         None, description="Steps between previews; 0, the default, is none."
     )
     response: Format | None = Field(None, description="Of the finished pictures; default png.")
@@ -107,7 +115,8 @@ class ImageGeneration(JobFields):
 
     operation: Literal["image_generation"]
     width: Side | None = Field(
-        None, description=f"Default: the model's own. From {LEAST_SIDE}, or the model's own size where that is smaller."
+        None,
+        description=f"Default: the model's own. From {JOB_LEAST_SIDE}, or the model's own size where that is smaller.",
     )
     height: Side | None = Field(None, description="Likewise.")
 

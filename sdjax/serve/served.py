@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from PIL import Image
 
+from sdjax.limits import JOB_LEAST_SIDE
 from sdjax.schedulers import default_sampler
 from sdjax.variants import VARIANTS
 
@@ -22,13 +23,11 @@ SD_VERSIONS: Mapping[str, str] = MappingProxyType(
         "v2-inpaint": "sd-v2-inpaint",
         "xl": "sd-xl",
         "xl-inpaint": "sd-xl-inpaint",
-        "turbo": "sd-turbo",
+        "turbo": "sdxl-turbo",
     }
 )
 """The worker's names for published checkpoints, by `sdjax.variants`."""
 Check: TypeAlias = Callable[[Mapping[str, Any], Mapping[str, Image.Image]], None]
-
-LEAST_SIDE, MOST_SIDE, MULTIPLE = 256, 2048, 8
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class ServedModel:
     @property
     def least_side(self) -> int:
         """The smallest side of a picture that it is asked for."""
-        return min(LEAST_SIDE, self.size)
+        return min(JOB_LEAST_SIDE, self.size)
 
 
 def served_model(pipe: "Pipeline", sd_version: str | None) -> ServedModel:

@@ -18,7 +18,7 @@ ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads a peak that
 
 def test_pictures_beside_the_peer_come_before_the_parts():
     names = [part.name for part in parts("gpu", list(gpu.PICTURES), ["diffusers-compile"], None, 5)]
-    assert names[:5] == ["attention", "picture sd-v1-5", "picture sd-xl", "picture sd-turbo", "unet sd-xl, batch 8"]
+    assert names[:5] == ["attention", "picture sd-v1-5", "picture sd-xl", "picture sdxl-turbo", "unet sd-xl, batch 8"]
     assert len(names) == len(set(names))
 
 

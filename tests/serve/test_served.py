@@ -27,3 +27,9 @@ def test_a_version_has_its_defaults_and_answers_to_all_its_names(pipe, version):
     assert {version, SD_VERSIONS[version], variant.source} <= served.aliases
     expected = (4, 0.0) if version == "turbo" else (20, 7.5)
     assert (served.steps, served.guidance_scale) == expected
+
+
+def test_turbo_is_sdxl_turbo_as_in_the_original_worker(pipe):
+    served = served_model(pipe, "turbo")
+    assert {"turbo", "sdxl-turbo", "stabilityai/sdxl-turbo"} <= served.aliases
+    assert "sd-turbo" not in served.aliases
