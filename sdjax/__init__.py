@@ -7,7 +7,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from sdjax import errors, images, loading, metadata, models, pipeline, schedulers, sharding, variants, xla_flags
-    from sdjax.errors import CheckpointError, NotFiniteError, RequestError, SdjaxError
+    from sdjax.errors import CheckpointError, NotFiniteError, PromptWarning, RequestError, SdjaxError
     from sdjax.pipeline import Output, Pipeline
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "NotFiniteError",
     "Output",
     "Pipeline",
+    "PromptWarning",
     "RequestError",
     "SdjaxError",
     "__version__",

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageFilter
 
+from sdjax.errors import Warn, warn_caller
 from sdjax.images import Pixels, to_mask, to_rgb
 
 Size: TypeAlias = tuple[int, int]
@@ -51,6 +52,7 @@ def canvas(
     largest: int,
     padding: int | None = None,
     feather: float = 0.0,
+    warn: Warn = warn_caller,
 ) -> Canvas:
     """Fit a picture, and the mask over it.
 
@@ -67,11 +69,12 @@ def canvas(
         largest: side allowed.
         padding: work on the masked region alone, at the whole size, with this many pixels of the picture around it.
         feather: pixels over which the result fades in, inside the mask's border.
+        warn: called with what of the picture is not used.
 
     Raises:
         RequestError: it is no picture, or too small.
     """
-    pixels = to_rgb(image)
+    pixels = to_rgb(image, warn=warn)
     height, width = pixels.shape[:2]
     shrink = min(1.0, largest / max(height, width))
     target_width, target_height = (

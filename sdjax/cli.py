@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from sdjax import arguments, bench_cli, jobs_cli
-from sdjax.errors import RequestError, SdjaxError
+from sdjax.errors import PromptWarning, RequestError, SdjaxError
 from sdjax.terminal import keep_compiled_programs, printable, show, stages, uncollected
 from sdjax.xla_flags import set_flags
 
@@ -98,6 +98,9 @@ def generate(
     lora: Annotated[
         list[str] | None, typer.Option(metavar="FILE[:WEIGHT]", help="An adapter; may be given several times.")
     ] = None,
+    lora_dir: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where <lora:name:0.8> in a prompt is looked for.")
+    ] = None,
     control: Annotated[
         list[str] | None, typer.Option(metavar="FOLDER:IMAGE[:SCALE]", help="A ControlNet and what it is to see.")
     ] = None,
@@ -141,6 +144,7 @@ def generate(
             "feather": feather,
             "padding_mask_crop": mask_padding,
             "loras": [arguments.with_number(given, 1.0) for given in lora or ()],
+            "lora_dir": lora_dir,
             "control": [_control(given) for given in control or ()],
             "embeddings": [_with_word(given) for given in embedding or ()],
             "clip_skip": clip_skip,
@@ -153,8 +157,11 @@ def generate(
             model, dtype=dtype, weights=weights, variant=variant, revision=revision, local_files_only=offline
         )
         # Everything is checked before the first picture is drawn; each is on disk before the next one is begun.
-        seeds = [pipe.resolve(prompt, negative, **{**settings, "seed": seed}).seeds for prompt in wanted]  # type: ignore[arg-type]
-        first = seeds[0][0]
+        requests = [pipe.resolve(prompt, negative, **{**settings, "seed": seed}) for prompt in wanted]  # type: ignore[arg-type]
+        for message in dict.fromkeys(message for request in requests for message in request.warnings):
+            _show_warning(message)
+        warnings.simplefilter("ignore", PromptWarning)
+        first = requests[0].seeds[0]
         stage("compiling")
         for index, prompt in enumerate(wanted):
             began = time.monotonic()
@@ -295,7 +302,7 @@ def _control(given: str) -> tuple[str, Any, float]:
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"sdjax: warning: {message}", file=sys.stderr)
+    print(f"sdjax: warning: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
 
 
 def _quit(message: str, code: int) -> NoReturn:

@@ -3,7 +3,6 @@
 import base64
 import html
 import io
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageOps
 
-from sdjax.errors import RequestError
+from sdjax.errors import RequestError, Warn, warn_caller
 
 Pixels: TypeAlias = NDArray[np.uint8]
 """(height, width, 3), red, green and blue of 0..255."""
@@ -34,7 +33,7 @@ def open_picture(file: Path) -> Image.Image:
         raise RequestError(f"{str(file)!r} is not a picture that can be read: {error}") from error
 
 
-def to_rgb(picture: Image.Image | ArrayLike, *, name: str = "image") -> Pixels:
+def to_rgb(picture: Image.Image | ArrayLike, *, name: str = "image", warn: Warn = warn_caller) -> Pixels:
     """Read a picture's colours, upright.
 
     EXIF orientation is applied first. What has transparency is laid on white, with a warning. 16 bits a channel become
@@ -47,7 +46,7 @@ def to_rgb(picture: Image.Image | ArrayLike, *, name: str = "image") -> Pixels:
     if "A" in image.getbands():
         rgba = image.convert("RGBA")
         if np.asarray(rgba.getchannel("A")).min() < 255:
-            warnings.warn(f"{name} has transparent parts; they are laid on white", stacklevel=3)
+            warn(f"{name} has transparent parts; they are laid on white")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     return np.asarray(image.convert("RGB"))
 

@@ -1,7 +1,6 @@
 """The pictures that a request comes with: what to start from, and what ControlNets are to see."""
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ from PIL import Image
 
 from sdjax.canvas import Canvas, canvas
 from sdjax.checks import finite, share, whole
-from sdjax.errors import RequestError
+from sdjax.errors import RequestError, Warn, warn_caller
 from sdjax.generation import PIXELS_AT_ONCE
 from sdjax.images import to_rgb
 from sdjax.limits import MAX_SIDE
@@ -50,13 +49,14 @@ class Steering(NamedTuple):
     guess: bool
 
 
-def canvases_of(definition: Definition, given: Mapping[str, Any], prompts: int) -> list[Canvas]:
+def canvases_of(definition: Definition, given: Mapping[str, Any], prompts: int, *, warn: Warn) -> list[Canvas]:
     """What the pictures start from: one canvas a prompt, or none.
 
     Args:
         definition: of the checkpoint, whose UNet may be one for inpainting.
         given: the arguments of the call.
         prompts: how many there are.
+        warn: called with what of a picture is not used.
 
     Raises:
         RequestError: a picture or mask can't be read, is missing, or one too many.
@@ -98,6 +98,7 @@ def canvases_of(definition: Definition, given: Mapping[str, Any], prompts: int) 
             largest=MAX_SIDE,
             padding=padding if mask is not None else None,
             feather=feather,
+            warn=warn,
         )
         for image, mask in zip(images, masks, strict=True)
     ]
@@ -141,20 +142,21 @@ def _side(name: str, value: object, factor: int) -> int:
     return side
 
 
-def tile_of(definition: Definition, tiling: bool | None, size: tuple[int, int]) -> int | None:
+def tile_of(
+    definition: Definition, tiling: bool | None, size: tuple[int, int], *, warn: Warn = warn_caller
+) -> int | None:
     """The side of the autoencoder's tiles: that of a square of as many pixels as it may hold at one time."""
     if tiling is None:
         tiling = size[0] * size[1] > PIXELS_AT_ONCE
         if tiling:
-            warnings.warn(
+            warn(
                 f"a picture of {size[0]}x{size[1]} is encoded and decoded in tiles, to save memory; "
-                "tiling=True or False chooses without this warning",
-                stacklevel=4,
+                "tiling=True or False chooses without this warning"
             )
     return math.isqrt(PIXELS_AT_ONCE) // definition.vae_config.factor if tiling else None
 
 
-def controls_of(given: Sequence[Any], size: tuple[int, int]) -> tuple[Steering, ...]:
+def controls_of(given: Sequence[Any], size: tuple[int, int], *, warn: Warn) -> tuple[Steering, ...]:
     """What ControlNets are to see, their pictures stretched to (width, height)."""
     checked = []
     for i, entry in enumerate(given):
@@ -167,7 +169,7 @@ def controls_of(given: Sequence[Any], size: tuple[int, int]) -> tuple[Steering, 
         start, end = share(f"{name}.start", asked.start), share(f"{name}.end", asked.end)
         if start >= end:
             raise RequestError(f"{name} speaks from {start:g} to {end:g} of the steps, which is never")
-        pixels = to_rgb(image, name=f"{name}.image")
+        pixels = to_rgb(image, name=f"{name}.image", warn=warn)
         if (pixels.shape[1], pixels.shape[0]) != size:
             pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
         scale = finite(f"{name}.scale", asked.scale)

@@ -6,9 +6,10 @@ exported here too.
 
 import html
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -25,10 +26,10 @@ from typing_extensions import Unpack
 from sdjax import compiled, images
 from sdjax.batch import Batch, Conditioning, Control, Known, Table, put_row, stack_tables, start_state
 from sdjax.canvas import pasted
-from sdjax.errors import NotFiniteError, RequestError
+from sdjax.errors import NotFiniteError, PromptWarning, RequestError
 from sdjax.generation import Text, Tokens, decode, denoise, encode, encode_prompt
 from sdjax.inputs import ControlInput
-from sdjax.loading import Checkpoint, load, lora_merger, save_folder
+from sdjax.loading import Card, Checkpoint, load, lora_merger, save_folder
 from sdjax.models import Definition, Params
 from sdjax.models.quantised import is_large_weight, quantise_weight
 from sdjax.preparing import prepare, with_controlnets
@@ -95,13 +96,12 @@ class Pipeline:
     picture of a batch is a call of its own, beside the others; elsewhere another size of batch compiles, too.
     """
 
-    def __init__(
-        self, checkpoint: Checkpoint, *, name: str, steps: int = STEPS, guidance_scale: float = GUIDANCE_SCALE
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, name: str) -> None:
         self.checkpoint = checkpoint
         self.name = name
-        self.steps = steps
-        self.guidance_scale = guidance_scale
+        card = checkpoint.card
+        self.steps = STEPS if card.steps is None else card.steps
+        self.guidance_scale = GUIDANCE_SCALE if card.guidance_scale is None else card.guidance_scale
         self._merged = lora_merger(checkpoint.params)
 
     @classmethod
@@ -153,13 +153,18 @@ class Pipeline:
             place=_as_int8 if weights else None if mesh is None else placer(check_mesh(mesh)),
         )
         name = BUNDLED if model is None else str(model)
-        if known is None:
-            return cls(checkpoint, name=name)
-        return cls(checkpoint, name=name, steps=known.steps, guidance_scale=known.guidance_scale)
+        if known is not None:
+            card = checkpoint.card.over(Card(known.note, known.steps, known.guidance_scale))
+            checkpoint = replace(checkpoint, card=card)
+        return cls(checkpoint, name=name)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a folder in diffusers layout, which diffusers loads too. Parameters keep their dtype."""
-        save_folder(self.checkpoint, Path(folder))
+        """Write a folder in diffusers layout, which diffusers loads too, and a `card.json` with the model's defaults.
+
+        Parameters keep their dtype.
+        """
+        defaults = Card(steps=self.steps, guidance_scale=self.guidance_scale)
+        save_folder(replace(self.checkpoint, card=self.checkpoint.card.over(defaults)), Path(folder))
 
     @property
     def definition(self) -> Definition:
@@ -193,6 +198,7 @@ class Pipeline:
         padding_mask_crop: int | None = None,
         feather: float = 0.0,
         loras: Sequence[tuple[str | Path, float]] = (),
+        lora_dir: str | Path | None = None,
         control: Sequence[ControlInput | tuple[Any, ...]] = (),
         tiling: bool | None = None,
         denoising_start: float | None = None,
@@ -212,7 +218,8 @@ class Pipeline:
 
         Args:
             prompt: one, or a list of them; "" is valid, and means no words. `(words)`, `(words:1.3)` and `[words]`
-                weigh words, BREAK begins a chunk: `sdjax.prompts.grammar` has the rules. Plain text stays as it is.
+                weigh words, BREAK begins a chunk: `sdjax.prompts.grammar` has the rules. Plain text stays as it is,
+                and so does the syntax of other tools, with a warning that names it.
             negative_prompt: what guidance leads away from; one for all, or one for each prompt.
             steps: of the sampler; None is the model's own count.
             guidance_scale: how far to go from the negative prompt towards the prompt; up to 1 there is no guidance.
@@ -235,6 +242,8 @@ class Pipeline:
             padding_mask_crop: work on the masked region alone, at the whole size, with this many pixels around it.
             feather: pixels over which the repainted part fades in, inside the mask.
             loras: adapters, each (file or folder, weight); their order does not matter.
+            lora_dir: the folder in which `<lora:name:0.8>` of a prompt is looked for; it is taken out of the prompt
+                in any case. Without a folder, or where it has no such adapter, there is a warning.
             control: ControlNets: (folder, image, scale), or a `ControlInput`, for each.
             tiling: encode and decode in tiles, which takes less memory and differs a little. None does so, with a
                 warning, beyond 1024 x 1024 pixels.
@@ -258,6 +267,9 @@ class Pipeline:
             RequestError: an argument can't be honoured; the message says what is allowed.
             CheckpointError: an adapter, a ControlNet or an embedding can't be read, or is for another kind of model.
             NotFiniteError: an image came out as NaN or infinity.
+
+        Warns:
+            PromptWarning: something was replaced, cut or ignored, or the model does not know it; once for each.
         """
         request = self.resolve(
             prompt,
@@ -279,6 +291,7 @@ class Pipeline:
             padding_mask_crop=padding_mask_crop,
             feather=feather,
             loras=loras,
+            lora_dir=lora_dir,
             control=control,
             tiling=tiling,
             denoising_start=denoising_start,
@@ -293,6 +306,8 @@ class Pipeline:
             long_prompts=long_prompts,
             output=output,
         )
+        for message in request.warnings:
+            warnings.warn(message, PromptWarning, stacklevel=2)
         latents = self._denoised(request, progress)
         if output == "pil":
             drawn: Any = self.finish(request, latents)
@@ -309,6 +324,8 @@ class Pipeline:
         **settings: Unpack[Settings],
     ) -> Request:
         """Check what a call would be asked for, and fill in its defaults; nothing is computed.
+
+        What a call would warn of is in the request's `warnings`.
 
         Raises:
             RequestError: an argument can't be honoured; the message says what is allowed.

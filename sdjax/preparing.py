@@ -148,7 +148,8 @@ def _text(checkpoint: Checkpoint, definition: Definition, params: Params, reques
     batch = len(request.seeds)
     prompts: list[str | None] = [*request.negative_prompts, *request.prompts] if guided else [*request.prompts]
     words = [prompt or "" for prompt in prompts]
-    inputs = text_inputs(checkpoint, words, request.reading)
+    # What is cut is in the request's warnings.
+    inputs = text_inputs(checkpoint, words, request.reading, warn=lambda _: None)
     tokens = jax.tree.map(lambda x: x.reshape(-1, batch, *x.shape[1:]), inputs.tokens)
     # As in diffusers the negative prompt keeps all layers.
     skipped = np.array([0, request.reading.clip_skip or 0], np.int32)[-len(words) // batch :, None].repeat(batch, 1)

@@ -12,12 +12,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from sdjax.canvas import Canvas, untouched
 from sdjax.checks import finite, pair, share, whole
-from sdjax.errors import RequestError
+from sdjax.errors import RequestError, Warn
 from sdjax.inputs import Steering, canvases_of, controls_of, size_of, tile_of
 from sdjax.limits import LAST_SEED
-from sdjax.loading import Checkpoint, checked_loras
-from sdjax.prompts import Reading, reading
-from sdjax.schedulers import Schedule, begin_step, default_sampler, table
+from sdjax.loading import Checkpoint, checked_loras, find_adapter
+from sdjax.prompts import LoraTag, Reading, check_prompts, reading, take_tags
+from sdjax.schedulers import Schedule, begin_step, default_sampler, replaced_sampler, table
 
 OUTPUTS = ("pil", "numpy", "latents")
 
@@ -42,6 +42,7 @@ class Settings(TypedDict, total=False):
     padding_mask_crop: int | None
     feather: float
     loras: Sequence[tuple[str | Path, float]]
+    lora_dir: str | Path | None
     control: Sequence[Any]
     tiling: bool | None
     denoising_start: float | None
@@ -83,6 +84,7 @@ class Request:
         time_ids: SDXL's micro-conditioning without and with the prompt; cut to the length that the model reads.
         output: of `OUTPUTS`.
         settings: what was asked for, as written into the picture's metadata.
+        warnings: what was replaced, cut or ignored, or what the model does not know, a line each.
     """
 
     prompts: tuple[str, ...]
@@ -106,6 +108,7 @@ class Request:
     time_ids: tuple[Mapping[str, tuple[float, ...]], ...]
     output: str
     settings: Mapping[str, Any]
+    warnings: tuple[str, ...]
 
 
 def resolve(
@@ -118,8 +121,10 @@ def resolve(
         CheckpointError: an embedding can't be read, or was learned for another kind of model.
         TypeError: a prompt is not a string.
     """
+    notes: list[str] = []
     prompts = _prompts("prompt", prompt)
     negatives = _negatives(negative_prompt, len(prompts))
+    prompts, negatives, tagged = _without_tags(prompts, negatives, given.get("lora_dir"), warn=notes.append)
     count = whole("num_images", given.get("num_images", 1), 1, None)
     rows = len(prompts) * count
     output = given.get("output", "pil")
@@ -129,7 +134,7 @@ def resolve(
     seed = given.get("seed")
     seed = secrets.randbits(32) if seed is None else whole("seed", seed, 0, LAST_SEED)
     definition = checkpoint.definition
-    canvases = canvases_of(definition, given, len(prompts))
+    canvases = canvases_of(definition, given, len(prompts), warn=notes.append)
     width, height = size_of(definition, given, canvases)
     factor = definition.vae_config.factor
     shape = (height // factor, width // factor, definition.vae_config.latent_channels)
@@ -137,7 +142,10 @@ def resolve(
     if canvases and strength == 0:
         canvases = [untouched(entry) for entry in canvases]
     steps, sampler, schedule = given["steps"], given.get("sampler"), given.get("schedule")
-    sampler = default_sampler(checkpoint.scheduler) if sampler is None else sampler
+    if sampler is None:
+        sampler = default_sampler(checkpoint.scheduler)
+        if replaced := replaced_sampler(checkpoint.scheduler):
+            notes.append(f"the model's scheduler config names {replaced}, which is not supported: {sampler} is used")
     walk, first, stop = _walk(checkpoint, given, sampler, strength)
     how = reading(
         checkpoint,
@@ -145,7 +153,9 @@ def resolve(
         embeddings=given.get("embeddings", ()),
         long_prompts=given.get("long_prompts", "truncate"),
     )
-    loras = checked_loras(given.get("loras", ()))
+    guided = guidance_scale > 1
+    check_prompts(checkpoint, [*prompts, *(text for text in negatives if text and guided)], how, warn=notes.append)
+    loras = (*checked_loras(given.get("loras", ())), *tagged)
     latents = given.get("latents")
     if given.get("denoising_start") is not None and latents is None:
         raise RequestError("denoising_start goes on from latents: give them, from a call with output='latents'")
@@ -166,8 +176,8 @@ def resolve(
         canvases=tuple(entry for entry in canvases for _ in range(count)),
         repaints=given.get("mask") is not None,
         loras=loras,
-        controls=controls_of(given.get("control", ()), (width, height)),
-        tile=tile_of(definition, given.get("tiling"), (width, height)),
+        controls=controls_of(given.get("control", ()), (width, height), warn=notes.append),
+        tile=tile_of(definition, given.get("tiling"), (width, height), warn=notes.append),
         time_ids=_time_ids(given, (height, width)),
         output=output,
         settings=MappingProxyType(
@@ -185,7 +195,45 @@ def resolve(
                 "long_prompts": how.long_prompts,
             }
         ),
+        warnings=tuple(dict.fromkeys(notes)),
     )
+
+
+def _without_tags(
+    prompts: Sequence[str], negatives: Sequence[str | None], folder: object, *, warn: Warn
+) -> tuple[list[str], list[str | None], tuple[tuple[Path, float], ...]]:
+    """Take `<lora:...>` out of all prompts: what is left of them, and the adapters, which all prompts have in common.
+
+    Raises:
+        RequestError: prompts of one batch ask for different adapters, or `folder` is no path.
+    """
+    if not isinstance(folder, str | Path | None):
+        raise RequestError(f"lora_dir must be the folder of adapters, not {folder!r}")
+    texts, found = [], []
+    for prompt in prompts:
+        text, tags = take_tags(prompt, warn=warn)
+        texts.append(text)
+        found.append(tuple(pair for tag in tags for pair in _adapter(tag, folder, warn=warn)))
+    if len({tuple(sorted(adapters)) for adapters in found}) > 1:
+        raise RequestError("prompts of one call must have the same <lora:...>: weights are merged once for all of them")
+    left = []
+    for negative in negatives:
+        text, tags = take_tags(negative or "", warn=warn)
+        left.append(negative if negative is None else text)
+        for tag in tags:
+            warn(f"{tag.text} is left out: an adapter belongs into the prompt, not into the negative prompt")
+    return texts, left, found[0]
+
+
+def _adapter(tag: LoraTag, folder: str | Path | None, *, warn: Warn) -> list[tuple[Path, float]]:
+    if folder is None:
+        warn(f"{tag.text} is left out: there is no adapter folder (lora_dir, --lora-dir) to look for it in")
+        return []
+    try:
+        return [(find_adapter(Path(folder), tag.name), tag.weight)]
+    except RequestError as error:
+        warn(f"{tag.text} is left out: {error}")
+        return []
 
 
 def _walk(checkpoint: Checkpoint, given: Settings, sampler: str, strength: float) -> tuple[Schedule, int, int]:

@@ -165,7 +165,7 @@ def test_a_folder_that_cannot_be_written_is_said(here, capsys):
 def test_what_a_long_prompt_loses_is_said(here, capsys):
     code, out, err = call(capsys, "generate", "a red circle " * 40, "--steps", 1)
     assert (code, out) == (0, "out.png\n")
-    assert "sdjax: warning: the prompt" in err
+    assert "sdjax: warning: a prompt" in err
     assert "cut off" in err
 
 
@@ -238,3 +238,15 @@ def test_an_interrupt_ends_with_130(cache, tmp_path):
     assert process.returncode == 130
     assert err.strip().endswith("sdjax: interrupted")
     assert not list(tmp_path.glob("*.png"))
+
+
+def test_what_a_request_lacks_is_a_line_each_on_standard_error(here, capsys):
+    code, out, err = call(capsys, "generate", "a red dog <lora:x:0.8>", "a dog " * 100, "--steps", 1, "--seed", 1)
+    assert (code, out) == (0, "out-1.png\nout-2.png\n")
+    lines = err.splitlines()
+    assert [line for line in lines if "does not know: dog; it knows: circle" in line]
+    assert [line for line in lines if "<lora:x:0.8> is left out" in line]
+    (cut,) = [line for line in lines if "cut off" in line]
+    assert len(cut) < 220
+    assert all(line.startswith("sdjax: warning: ") for line in lines)
+    assert len(lines) == len(set(lines)) == 3

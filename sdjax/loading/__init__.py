@@ -6,6 +6,8 @@ from typing import get_args
 from jax.typing import DTypeLike
 
 from sdjax.errors import CheckpointError, RequestError
+from sdjax.loading.adapter_folder import find_adapter
+from sdjax.loading.card import Card, read_card
 from sdjax.loading.checkpoint import Checkpoint, assemble
 from sdjax.loading.controlnet import load_controlnet
 from sdjax.loading.folder import read_folder
@@ -22,16 +24,19 @@ from sdjax.schedulers.config import PredictionType
 
 __all__ = [
     "Adapter",
+    "Card",
     "Checkpoint",
     "ClipTokenizer",
     "Embedding",
     "apply_lora",
     "cached",
     "checked_loras",
+    "find_adapter",
     "load",
     "load_controlnet",
     "load_embedding",
     "lora_merger",
+    "read_card",
     "read_lora",
     "save_folder",
 ]

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from numpy.typing import NDArray
 
 from sdjax.errors import CheckpointError
+from sdjax.loading.card import EMPTY, Card
 from sdjax.loading.tokenizer import ClipTokenizer
 from sdjax.loading.weights import LeafPath, Place, Tensor, fill
 from sdjax.models import VAE, CLIPText, CLIPTextConfig, Definition, Params, UNet, UNetConfig, VAEConfig, define
@@ -26,13 +27,15 @@ class Parts(NamedTuple):
     """A checkpoint before its weights are read.
 
     `configs` and `tensors` are by component ("unet", "vae", "text_encoder", "text_encoder_2", and for configs
-    "scheduler" and "model_index"), tensors under their published names; `tokenizers` are by text encoder.
+    "scheduler" and "model_index"), tensors under their published names; `tokenizers` are by text encoder; `card` is
+    empty where there is none.
     """
 
     source: str
     configs: Mapping[str, Mapping[str, Any]]
     tensors: Mapping[str, Mapping[str, Tensor]]
     tokenizers: Mapping[str, ClipTokenizer]
+    card: Card = EMPTY
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Checkpoint:
     tokenizers: tuple[ClipTokenizer, ...]
     scheduler: SchedulerConfig
     configs: Mapping[str, Mapping[str, Any]]
+    card: Card = EMPTY
 
 
 def assemble(parts: Parts, *, dtype: DTypeLike, place: Place | None = None) -> Checkpoint:
@@ -103,6 +107,7 @@ def assemble(parts: Parts, *, dtype: DTypeLike, place: Place | None = None) -> C
         tokenizers=tuple(parts.tokenizers[name] for name in encoders),
         scheduler=_config(parts, "scheduler", SchedulerConfig.from_dict),
         configs=parts.configs,
+        card=parts.card,
     )
 
 

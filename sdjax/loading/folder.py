@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.errors import CheckpointError
+from sdjax.loading.card import read_card
 from sdjax.loading.checkpoint import TEXT_ENCODERS, Parts
 from sdjax.loading.tokenizer import load_tokenizer
 from sdjax.loading.weights import Tensor, find_tensors
@@ -53,7 +54,7 @@ def read_folder(folder: Path, *, variant: str | None, prediction_type: str | Non
     for name in TEXT_ENCODERS.keys() & tensors.keys():
         tensors[name] = _text_names(tensors[name])
     tokenizers = {name: load_tokenizer(folder / TEXT_ENCODERS[name]) for name in TEXT_ENCODERS if name in present}
-    return Parts(str(folder), configs, tensors, tokenizers)
+    return Parts(str(folder), configs, tensors, tokenizers, read_card(folder))
 
 
 def _predicting(scheduler: dict[str, Any], prediction_type: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
 from sdjax.errors import CheckpointError
+from sdjax.loading.card import write_card
 from sdjax.loading.checkpoint import TEXT_ENCODERS, Checkpoint
 from sdjax.loading.folder import STEMS
 from sdjax.loading.tokenizer import ClipTokenizer
@@ -21,7 +22,7 @@ INDEX = "model_index.json"
 
 
 def save_folder(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write every part of a checkpoint; parameters keep their dtype.
+    """Write every part of a checkpoint, and its card; parameters keep their dtype.
 
     Text encoders are written with the prefix that published checkpoints have (`text_model.`).
 
@@ -40,6 +41,7 @@ def save_folder(checkpoint: Checkpoint, folder: Path) -> None:
     with TemporaryDirectory(prefix=".saving-", dir=folder) as scratch:
         written, replaced = Path(scratch) / "new", Path(scratch) / "old"
         _write(checkpoint, written)
+        write_card(checkpoint.card, written)
         replaced.mkdir()
         # The index last: it is what says that the folder is a checkpoint.
         for part in sorted(written.iterdir(), key=lambda part: part.name == INDEX):

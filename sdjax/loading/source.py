@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sdjax.errors import CheckpointError
+from sdjax.loading.card import CARD
 from sdjax.loading.folder import STEMS, read_folder
 from sdjax.loading.weights import PICKLES, PICKLES_REFUSED, choose_weights, variant_of
 
@@ -63,7 +64,7 @@ def cached(source: str | Path, *, variant: str | None = None, revision: str | No
 
 
 def needed_files(repository: str, files: Sequence[str], variant: str | None) -> list[str]:
-    """Choose what to fetch of a repository: configs, tokenizers, and one set of weights for each component.
+    """Choose what to fetch of a repository: configs, card, tokenizers, and one set of weights for each component.
 
     Args:
         repository: its id, for errors.
@@ -77,7 +78,7 @@ def needed_files(repository: str, files: Sequence[str], variant: str | None) -> 
         single = [name for name in files if name.endswith(".safetensors") and "/" not in name]
         hint = f"; it has {', '.join(single)}: download the one you want and give its path" if single else ""
         raise CheckpointError(f"{repository} is not in diffusers layout: it has no {INDEX}{hint}")
-    settings = [INDEX, "scheduler/scheduler_config.json", *(f"{component}/config.json" for component in STEMS)]
+    settings = [INDEX, CARD, "scheduler/scheduler_config.json", *(f"{component}/config.json" for component in STEMS)]
     settings += [f"{folder}/{name}" for folder in ("tokenizer", "tokenizer_2") for name in TOKENIZER_FILES]
     wanted = [name for name in settings if name in files]
     for component, stem in STEMS.items():

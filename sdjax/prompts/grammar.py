@@ -23,6 +23,10 @@ letter, and no prompt is an error:
 So a prompt without brackets is exactly its own text. With a blank before it, a bracket of natural text is a weight
 (`name (series)`), as in the tools that this notation comes from (AUTOMATIC1111's and ComfyUI): escape it.
 
+Before any of this `<lora:name:0.8>` is taken out (`sdjax.prompts.lora_tags`). Syntax of other tools is text: `AND`,
+`[cat:dog:0.5]`, `[cat|dog]`, `{cat|dog}`, `{cat}`, `embedding:name`, `cat++`, `(cat)-`, `(cat)1.2`, `1.5::cat::`,
+`__name__`, `<random:...>`, `--ar`. A request's warnings name the first of each kind (`sdjax.prompts.foreign`).
+
 BREAK, in capitals and by itself (neither a letter, digit, underscore nor hyphen beside it), begins a chunk, inside
 brackets too; with nothing before or after it, it does nothing. The word itself is written in small letters: a text
 encoder reads no capitals anyway.

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sdjax.errors import RequestError
+from sdjax.errors import RequestError, Warn, warn_caller
 from sdjax.generation import Tokens
 from sdjax.loading import Checkpoint, Embedding, load_embedding
 from sdjax.models import CLIPTextConfig
@@ -79,7 +79,9 @@ def reading(checkpoint: Checkpoint, *, clip_skip: object, embeddings: object, lo
     return Reading(clip_skip, learned, str(long_prompts))
 
 
-def text_inputs(checkpoint: Checkpoint, prompts: Sequence[str], how: Reading = PLAIN) -> TextInputs:
+def text_inputs(
+    checkpoint: Checkpoint, prompts: Sequence[str], how: Reading = PLAIN, *, warn: Warn = warn_caller
+) -> TextInputs:
     """Tokenize prompts, negative ones among them, for every text encoder of a checkpoint.
 
     Nothing of the checkpoint changes: learned words are ids beyond its vocabulary, and rows beside its embeddings.
@@ -88,12 +90,16 @@ def text_inputs(checkpoint: Checkpoint, prompts: Sequence[str], how: Reading = P
         checkpoint: whose tokenizers and text encoders.
         prompts: any text; all get as many chunks as the longest.
         how: they are read; its `clip_skip` does not matter here.
+        warn: called with what is cut.
     """
     encoders = [
         (tokenizer, _triggers(how.embeddings, config.vocab_size))
         for tokenizer, config in zip(checkpoint.tokenizers, encoder_configs(checkpoint).values(), strict=True)
     ]
-    tokens = [tokenize(words, prompts, long_prompts=how.long_prompts, triggers=learned) for words, learned in encoders]
+    tokens = [
+        tokenize(words, prompts, long_prompts=how.long_prompts, triggers=learned, warn=warn)
+        for words, learned in encoders
+    ]
     most = max(made.ids.shape[1] for made in tokens)
     tokens = [with_chunks(words, made, most) for (words, _), made in zip(encoders, tokens, strict=True)]
     vectors = tuple(_rows([embedding.vectors[i] for embedding in how.embeddings]) for i in range(len(encoders)))

@@ -7,20 +7,22 @@ together get as many as the longest, for which the others are padded with chunks
 """
 
 import re
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from sdjax.errors import RequestError
+from sdjax.errors import RequestError, Warn, warn_caller
 from sdjax.generation import Tokens
 from sdjax.loading import ClipTokenizer
 from sdjax.prompts.grammar import parse
 
 Triggers: TypeAlias = Mapping[str, Sequence[int]]
 """Words that stand for learned embeddings: the token ids of each, which are not in the vocabulary."""
+
+MOST_SHOWN = 60
+"""Characters of a cut text that a warning shows."""
 
 
 class _Unit(NamedTuple):
@@ -40,6 +42,7 @@ def tokenize(
     *,
     long_prompts: str = "truncate",
     triggers: Triggers = MappingProxyType({}),
+    warn: Warn = warn_caller,
 ) -> Tokens:
     """Read prompts by the grammar of `sdjax.prompts.grammar` and encode them for one text encoder.
 
@@ -48,10 +51,11 @@ def tokenize(
     Args:
         tokenizer: of the encoder.
         prompts: any text.
-        long_prompts: what becomes of text that does not fit a chunk: "truncate" cuts it, with a warning that shows it,
-            as diffusers does; "chunk" goes on in another chunk.
+        long_prompts: what becomes of text that does not fit a chunk: "truncate" cuts it as diffusers does, with a
+            warning that shows where; "chunk" goes on in another chunk.
         triggers: words that stand for learned embeddings. Capitals do not matter, as for any word. One that begins or
             ends in a letter, digit or underscore is not found inside a longer word.
+        warn: called with what is cut.
 
     Returns:
         Ids and weights, each (prompts, chunks, length). Start, end and padding weigh 1.
@@ -72,13 +76,23 @@ def tokenize(
             if lost:
                 count = sum(len(unit.ids) for unit in section)
                 complaints.append(
-                    f"the prompt has {count} tokens and the text encoder reads {room}, so this was cut off: "
-                    f"{_spelled(tokenizer, lost, triggers)!r} (long_prompts='chunk' reads all of it)"
+                    f"a prompt has {count} tokens and the text encoder reads {room}, so this was cut off: "
+                    f"{_shortened(_spelled(tokenizer, lost, triggers))!r} (long_prompts='chunk', or --chunk, reads it)"
                 )
         rows.append(row)
     for complaint in dict.fromkeys(complaints):
-        warnings.warn(complaint, stacklevel=2)
+        warn(complaint)
     return _laid_out(tokenizer, rows, max(map(len, rows), default=1))
+
+
+def without_words(text: str, names: Sequence[str]) -> str:
+    """Text in which a blank stands for each learned word, found as `tokenize` finds them."""
+    return re.sub(_any_of(names), " ", text, flags=re.IGNORECASE) if names else text
+
+
+def _shortened(text: str) -> str:
+    """The beginning of a text, in a length that fits a line."""
+    return text if len(text) <= MOST_SHOWN else text[:MOST_SHOWN].rstrip() + " ..."
 
 
 def with_chunks(tokenizer: ClipTokenizer, tokens: Tokens, chunks: int) -> Tokens:
@@ -90,14 +104,17 @@ def with_chunks(tokenizer: ClipTokenizer, tokens: Tokens, chunks: int) -> Tokens
 
 def _units(tokenizer: ClipTokenizer, section: Sequence[tuple[str, float]], triggers: Triggers) -> Iterator[_Unit]:
     ids_of = {name.lower(): tuple(ids) for name, ids in triggers.items()}
-    # The longest first: a name may begin like another.
-    names = "|".join(_alone(name) for name in sorted(triggers, key=len, reverse=True))
     for text, weight in section:
-        for piece in re.split(f"({names})", text, flags=re.IGNORECASE) if names else [text]:
+        for piece in re.split(f"({_any_of(triggers)})", text, flags=re.IGNORECASE) if triggers else [text]:
             if piece.lower() in ids_of:
                 yield _Unit(ids_of[piece.lower()], weight)
             else:
                 yield from (_Unit((token,), weight) for token in tokenizer.words(piece))
+
+
+def _any_of(names: Iterable[str]) -> str:
+    """A pattern for the first of some names, the longest first: a name may begin like another."""
+    return "|".join(_alone(name) for name in sorted(names, key=len, reverse=True))
 
 
 def _alone(name: str) -> str:

@@ -108,15 +108,28 @@ def table(
 
 
 def default_sampler(config: SchedulerConfig) -> str:
-    """The sampler that the model's config names, where we have it, else "ddim".
+    """The sampler that the model's config names, where we have it, else "ddim"; `replaced_sampler` is which that is."""
+    return _named_sampler(config)[0]
 
-    We don't have PNDM with a Runge-Kutta start, nor DPM-Solver in its older form, without the "++".
-    """
-    if config.class_name == "PNDMScheduler" and config.skip_prk_steps is False:
-        return "ddim"
-    if config.class_name == "DPMSolverMultistepScheduler":
-        return _SAMPLER_OF_ALGORITHM.get(config.algorithm_type or "dpmsolver++", "ddim")
-    return _SAMPLER_OF_CLASS.get(config.class_name or "", "ddim")
+
+def replaced_sampler(config: SchedulerConfig) -> str | None:
+    """What the model's config names and `default_sampler` replaces; None where nothing is replaced."""
+    return _named_sampler(config)[1]
+
+
+def _named_sampler(config: SchedulerConfig) -> tuple[str, str | None]:
+    """A config's sampler, and what it stands in for: a class, or a form of one, that we don't have."""
+    name = config.class_name
+    if name == "PNDMScheduler" and config.skip_prk_steps is False:
+        return "ddim", f"{name} with a Runge-Kutta start (skip_prk_steps false)"
+    if name == "DPMSolverMultistepScheduler":
+        algorithm = config.algorithm_type or "dpmsolver++"
+        found = _SAMPLER_OF_ALGORITHM.get(algorithm)
+        return (found, None) if found else ("ddim", f"{name} with algorithm_type {algorithm!r}")
+    if name is None:
+        return "ddim", None
+    found = _SAMPLER_OF_CLASS.get(name)
+    return (found, None) if found else ("ddim", name)
 
 
 def begin_step(steps: int, strength: float) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from PIL import Image
 
 from sdjax.limits import JOB_LEAST_SIDE
+from sdjax.requests import Request
 from sdjax.schedulers import default_sampler
 from sdjax.variants import VARIANTS
 
@@ -27,7 +28,7 @@ SD_VERSIONS: Mapping[str, str] = MappingProxyType(
     }
 )
 """The worker's names for published checkpoints, by `sdjax.variants`."""
-Check: TypeAlias = Callable[[Mapping[str, Any], Mapping[str, Image.Image]], None]
+Check: TypeAlias = Callable[[Mapping[str, Any], Mapping[str, Image.Image]], Request]
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class ServedModel:
         steps: where a request names none; `guidance_scale` and `sampler` likewise.
         size: of the pictures that it was trained on, in pixels.
         needs_mask: it was trained for inpainting, and does nothing else.
-        check: what the model itself has to say to a request, with every default filled in, and its pictures by name;
-            raises a RequestError, and draws nothing.
+        check: resolves a request with every default filled in, and its pictures by name, as the library does, whose
+            `warnings` are the job's; it raises a RequestError, and draws nothing.
     """
 
     name: str
@@ -78,7 +79,7 @@ def served_model(pipe: "Pipeline", sd_version: str | None) -> ServedModel:
     )
 
 
-def _check(pipe: "Pipeline", request: Mapping[str, Any], pictures: Mapping[str, Image.Image]) -> None:
+def _check(pipe: "Pipeline", request: Mapping[str, Any], pictures: Mapping[str, Image.Image]) -> Request:
     given: dict[str, Any] = {
         name: request[name] for name in ("steps", "guidance_scale", "sampler", "seed", "width", "height")
     }
@@ -87,4 +88,4 @@ def _check(pipe: "Pipeline", request: Mapping[str, Any], pictures: Mapping[str, 
         given["mask"] = pictures.get("mask_image")
         given["image"] = next(picture for name, picture in pictures.items() if name != "mask_image")
     given["loras"] = [(lora["path"], lora["strength"]) for lora in request["loras"]]
-    pipe.resolve(request["prompt"], request["negative_prompt"], **given)
+    return pipe.resolve(request["prompt"], request["negative_prompt"], **given)
