@@ -78,9 +78,10 @@ def tensors_of(params: Params) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def save_tokenizer(tokenizer: ClipTokenizer, folder: Path) -> None:
-    """Write the files of a `CLIPTokenizer`: vocabulary, merges and special tokens."""
+    """Write the files of a `CLIPTokenizer`: vocabulary, merges, special tokens and added words."""
     folder.mkdir(parents=True, exist_ok=True)
-    model = json.loads(tokenizer.text.to_str())["model"]
+    whole = json.loads(tokenizer.text.to_str())
+    model, added = whole["model"], {str(token.pop("id")): token for token in whole["added_tokens"]}
     (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8")
     merges = "".join(" ".join(merge) + "\n" for merge in model["merges"])
     (folder / "merges.txt").write_text("#version: 0.2\n" + merges, encoding="utf-8")
@@ -90,6 +91,8 @@ def save_tokenizer(tokenizer: ClipTokenizer, folder: Path) -> None:
     } | {"unk_token": model["unk_token"]}
     _write_json(folder / "special_tokens_map.json", special)
     settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokenizer.length, **special}
+    if any(token["content"] not in model["vocab"] for token in added.values()):
+        settings["added_tokens_decoder"] = added
     _write_json(folder / "tokenizer_config.json", settings)
 
 

@@ -16,6 +16,7 @@ TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
 )
 HUB_HINT = "without a network, download it elsewhere and give the folder's path, or set HF_HOME to a filled cache"
 LOGIN_HINT = "log in with `hf auth login`, or set HF_TOKEN"

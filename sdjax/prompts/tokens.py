@@ -109,7 +109,7 @@ def _units(tokenizer: ClipTokenizer, section: Sequence[tuple[str, float]], trigg
             if piece.lower() in ids_of:
                 yield _Unit(ids_of[piece.lower()], weight)
             else:
-                yield from (_Unit((token,), weight) for token in tokenizer.words(piece))
+                yield from (_Unit(ids, weight) for ids in tokenizer.units(piece))
 
 
 def _any_of(names: Iterable[str]) -> str:
