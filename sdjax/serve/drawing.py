@@ -82,6 +82,8 @@ def requests(pipe: Pipeline, store: Store, asked: Mapping[str, Any]) -> list[Req
 
     Raises:
         RequestError: the model can't do it.
+        PictureLostError: a picture that it starts from is gone.
+        StorageError: the store fails.
     """
     given: dict[str, Any] = {
         name: asked[name]
@@ -165,8 +167,12 @@ def _apart(state: Array, size: int) -> tuple[list[Array], Array]:
 
 def _picture(store: Store, name: str, digest: str) -> Image.Image:
     try:
-        picture = Image.open(io.BytesIO(store.blob(digest)))
+        content = store.blob(digest)
+    except KeyError as error:
+        raise RequestError(f"{name} can't be read: no job has it") from error
+    try:
+        picture = Image.open(io.BytesIO(content))
         picture.load()
-    except (KeyError, OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError) as error:
         raise RequestError(f"{name} can't be read: {error}") from error
     return picture

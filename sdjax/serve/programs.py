@@ -4,7 +4,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -21,9 +21,14 @@ NEWEST = 0.25
 FADING = 0.05
 """How far, at every measurement, the other sizes' means go back to their best: one that was slow once gets a turn."""
 ROUNDS, ROUND_SECONDS = 3, 1.0
-"""A step is measured so often after compiling, unless that takes too long: the first run of a program is slower."""
+"""A step is measured so often after compiling, unless that takes too long, and after a run that doesn't count: the
+first one of a program may take fifty times as long as those that follow."""
 
 logger = logging.getLogger(__name__)
+
+
+class UnwantedError(Exception):
+    """Nobody waits any more for what was being compiled."""
 
 
 class Speed(NamedTuple):
@@ -61,15 +66,35 @@ class Programs:
         larger = [size for size in self.sizes if largest < size <= most]
         return larger[0] if larger and largest < rows else None
 
-    def compile(self, key: Key, row: Row, size: int) -> None:
-        """Compile the loop for a batch size, and the decoder, and measure a step. The row may be any of this key."""
+    def compile(self, key: Key, row: Row, size: int, is_wanted: Callable[[], bool] = lambda: True) -> None:
+        """Compile the loop for a batch size, and the decoder, and measure a step.
+
+        Args:
+            key: of the rows.
+            row: any row of this key.
+            size: of the batch.
+            is_wanted: asked between the parts, none of which can be interrupted.
+
+        Raises:
+            UnwantedError: it isn't wanted any more; what was compiled so far serves the next attempt.
+        """
+
+        def check() -> None:
+            if not is_wanted():
+                raise UnwantedError
+
+        check()
         began = time.perf_counter()
         drawing.walk(self.pipe, [row] * size, size, 0)
+        check()
         with suppress(NotFiniteError):  # said of each picture, when there is one
             self.pipe.finish(row.request, drawing.latents(row) * 0)
+        check()
         compiled = time.perf_counter()
+        drawing.walk(self.pipe, [row] * size, size, 1)
         step, spent, calls = math.inf, 0.0, 1
         for _ in range(ROUNDS):
+            check()
             start = time.perf_counter()
             drawing.walk(self.pipe, [row] * size, size, calls)
             took = time.perf_counter() - start
@@ -85,7 +110,7 @@ class Programs:
     def measured(self, key: Key, size: int, seconds: float) -> None:
         """Learn what a step of a full batch took."""
         with self._guard:
-            speeds = self._speeds[key.shapes]
+            speeds = self._speeds.get(key.shapes, {})
             for known, speed in speeds.items():
                 towards, share = (seconds, NEWEST) if known == size else (speed.least, FADING)
                 speeds[known] = Speed(speed.mean + share * (towards - speed.mean), min(speed.least, towards))
@@ -96,5 +121,5 @@ class Programs:
             fitting = [smaller for smaller in self.sizes if smaller < size] or [size]
             self._most[key.shapes] = fitting[-1]
             self._speeds[key.shapes] = {
-                known: speed for known, speed in self._speeds[key.shapes].items() if known in fitting
+                known: speed for known, speed in self._speeds.get(key.shapes, {}).items() if known in fitting
             }

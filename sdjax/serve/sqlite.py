@@ -5,40 +5,59 @@ Any number of threads and processes may share the folder; every method is one tr
 
 import hashlib
 import json
-import sqlite3
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sdjax.errors import SdjaxError
+from sdjax.serve import upkeep
 from sdjax.serve.database import Database, Write
-from sdjax.serve.files import Files
-from sdjax.serve.store import ATTEMPTS, POSITIONS_TOLD, Event, Job, Lease, QueueFullError, Tick
+from sdjax.serve.files import Files, make_private
+from sdjax.serve.storage import PictureLostError, StorageError, reason, storage_errors
+from sdjax.serve.store import ATTEMPTS, Backup, Event, Job, Lease, Tick, is_lost
+from sdjax.serve.stories import (
+    COLUMNS,
+    HELD,
+    append_event,
+    check_room,
+    end_job,
+    job_of,
+    put_in_queue,
+    tell_positions,
+    to_json,
+)
 
-JOB = "SELECT id, request, bucket, owner, state, attempts, created, started, finished, images, timings FROM jobs"
-HELD = "id = ? AND fence = ? AND state = 'running'"
+JOB = f"SELECT {COLUMNS} FROM jobs"
 
 
 class SqliteStore:
     """A `Store` in a folder.
 
     Args:
-        folder: made if it isn't there; `jobs.sqlite3` and `files/` in it are the store's.
+        folder: made if it isn't there; `jobs.sqlite3`, `files/` and `orphans/` in it are the store's, and for its user
+            alone.
         attempts: how many leases a job may have before it ends as an error with the code "lost".
 
     Raises:
-        SdjaxError: the folder was written by another version.
+        SdjaxError: the folder can't be used, its database is damaged, or another version wrote it.
     """
 
     def __init__(self, folder: str | Path, *, attempts: int = ATTEMPTS) -> None:
         self.folder = Path(folder)
         self.attempts = attempts
-        self._files = Files(self.folder / "files")
-        self._database = Database(self.folder / "jobs.sqlite3")
-        self._delete_orphans(self._files.digests())
-        self._files.delete_abandoned()
+        try:
+            if not self.folder.exists():
+                with storage_errors():
+                    make_private(self.folder)
+            self._files = Files(self.folder / "files", self.folder / "orphans")
+            self._database = Database(self.folder / "jobs.sqlite3")
+            upkeep.reconcile(self._database, self._files)
+            self._files.delete_abandoned()
+        except StorageError as error:
+            what = "put back a backup of it, or move it away" if error.kind == "damaged" else "see --data-dir"
+            raise SdjaxError(f"the data folder {str(self.folder)!r} can't be used: {reason(error)}: {what}") from error
 
     def submit(
         self,
@@ -55,14 +74,14 @@ class SqliteStore:
         for digest, content in (blobs or {}).items():
             if hashlib.sha256(content).hexdigest() != digest:
                 raise ValueError(f"blob {digest!r} is not named by the SHA-256 of its bytes")
-        text = _to_json(request)
+        text = to_json(request)
         with self._files.staged((blobs or {}).values()) as parts, self._database.write() as write:
             if idempotency_key is not None:
                 same = (owner, idempotency_key)
                 first = write.db.execute(f"{JOB} WHERE owner = ? AND idempotency_key = ?", same).fetchone()
                 if first is not None:
-                    return _job(first)
-            _check_room(write.db, owner, queue_limit, owner_limit)
+                    return job_of(first)
+            check_room(write.db, owner, queue_limit, owner_limit)
             job_id = uuid.uuid4().hex
             size = len(text) + sum(part.size for part in parts)
             number = write.db.execute(
@@ -74,8 +93,8 @@ class SqliteStore:
                 "INSERT INTO blobs (job, digest) VALUES (?, ?)", [(number, part.digest) for part in parts]
             )
             self._files.keep(parts)
-            _queued(write, job_id)
-            return _job(write.db.execute(f"{JOB} WHERE number = ?", (number,)).fetchone())
+            put_in_queue(write, job_id)
+            return job_of(write.db.execute(f"{JOB} WHERE number = ?", (number,)).fetchone())
 
     def lease(self, bucket: str | None, count: int, *, owner: str, seconds: float) -> list[Lease]:
         """See `Store.lease`."""
@@ -91,17 +110,17 @@ class SqliteStore:
                 bucket = first[0]
             taken = write.db.execute(
                 "UPDATE jobs SET state = 'running', attempts = attempts + 1, fence = fence + 1, leased_by = ?,"
-                " expires = ?, started = ?, told = NULL WHERE number IN"
+                " renewed = ?, expires = ?, started = ?, told = NULL WHERE number IN"
                 " (SELECT number FROM jobs WHERE state = 'queued' AND bucket = ? ORDER BY number LIMIT ?)"
                 " RETURNING number, fence",
-                (owner, now + seconds, now, bucket, count),
+                (owner, now, now + seconds, now, bucket, count),
             ).fetchall()
             leases = [
-                Lease(_job(write.db.execute(f"{JOB} WHERE number = ?", (number,)).fetchone()), fence, now + seconds)
+                Lease(job_of(write.db.execute(f"{JOB} WHERE number = ?", (number,)).fetchone()), fence, now + seconds)
                 for number, fence in sorted(taken)
             ]
             if leases:
-                _tell_positions(write)
+                tell_positions(write)
         return leases
 
     def tick(self, ticks: Sequence[Tick], *, seconds: float) -> frozenset[str]:
@@ -111,20 +130,21 @@ class SqliteStore:
         with self._database.write() as write:
             for tick in ticks:
                 held = write.db.execute(
-                    f"UPDATE jobs SET expires = ? WHERE {HELD}", (now + seconds, tick.job_id, tick.fence)
+                    f"UPDATE jobs SET renewed = ?, expires = ? WHERE {HELD}",
+                    (now, now + seconds, tick.job_id, tick.fence),
                 )
                 if not held.rowcount:
                     gone.add(tick.job_id)
                     continue
                 for name, data in tick.events:
-                    _append(write, tick.job_id, name, data)
+                    append_event(write, tick.job_id, name, data)
             self._requeue_lost(write, now)
         return frozenset(gone)
 
     def finish(self, job_id: str, fence: int, images: Sequence[tuple[str, bytes]], *, data: Mapping[str, Any]) -> bool:
         """See `Store.finish`."""
         with self._files.staged(content for _, content in images) as parts, self._database.write() as write:
-            if not _end(write, job_id, fence, "complete", data):
+            if not end_job(write, job_id, fence, "complete", data):
                 return False
             write.db.executemany(
                 "INSERT INTO images (job, number, format, digest) SELECT number, ?, ?, ? FROM jobs WHERE id = ?",
@@ -132,7 +152,7 @@ class SqliteStore:
             )
             write.db.execute(
                 "UPDATE jobs SET images = ?, timings = ?, size = size + ? WHERE id = ?",
-                (len(parts), _to_json(data.get("timings", {})), sum(part.size for part in parts), job_id),
+                (len(parts), to_json(data.get("timings", {})), sum(part.size for part in parts), job_id),
             )
             self._files.keep(parts)
         return True
@@ -140,14 +160,14 @@ class SqliteStore:
     def fail(self, job_id: str, fence: int, code: str, message: str) -> bool:
         """See `Store.fail`."""
         with self._database.write() as write:
-            return _end(write, job_id, fence, "error", {"code": code, "message": message})
+            return end_job(write, job_id, fence, "error", {"code": code, "message": message})
 
     def release(self, job_id: str, fence: int) -> bool:
         """See `Store.release`."""
         with self._database.write() as write:
             held = write.db.execute(f"UPDATE jobs SET attempts = attempts - 1 WHERE {HELD}", (job_id, fence))
             if held.rowcount:
-                _queued(write, job_id)
+                put_in_queue(write, job_id)
             return bool(held.rowcount)
 
     def cancel(self, job_id: str) -> Job | None:
@@ -158,8 +178,8 @@ class SqliteStore:
                 (time.time(), job_id),
             )
             if ended.rowcount:
-                _append(write, job_id, "cancelled", {})
-                _tell_positions(write)
+                append_event(write, job_id, "cancelled", {})
+                tell_positions(write)
         return self.job(job_id)
 
     def events(self, job_id: str, after: int = 0, limit: int | None = None) -> list[Event]:
@@ -175,7 +195,7 @@ class SqliteStore:
 
     def job(self, job_id: str) -> Job | None:
         """See `Store.job`."""
-        return next((_job(row) for row in self._database.read(f"{JOB} WHERE id = ?", job_id)), None)
+        return next((job_of(row) for row in self._database.read(f"{JOB} WHERE id = ?", job_id)), None)
 
     def jobs(self, *, before: str | None = None, limit: int = 50, owner: str | None = None) -> list[Job]:
         """See `Store.jobs`."""
@@ -187,28 +207,31 @@ class SqliteStore:
         where = " AND ".join(condition for condition, _ in conditions) or "TRUE"
         values = [value for _, value in conditions]
         return [
-            _job(row)
+            job_of(row)
             for row in self._database.read(f"{JOB} WHERE {where} ORDER BY number DESC LIMIT ?", *values, max(0, limit))
         ]
 
     def image(self, job_id: str, index: int) -> tuple[str, bytes] | None:
         """See `Store.image`."""
-        rows = self._database.read(
-            "SELECT format, digest FROM images WHERE job = (SELECT number FROM jobs WHERE id = ?) AND number = ?",
-            job_id,
-            index,
-        )
-        with suppress(FileNotFoundError):  # retention took it in between
-            return next(((image_format, self._files.read(digest)) for image_format, digest in rows), None)
+        query = "SELECT format, digest FROM images WHERE job = (SELECT number FROM jobs WHERE id = ?) AND number = ?"
+        for kind, digest in self._database.read(query, job_id, index):
+            try:
+                return kind, self._files.read(digest)
+            except PictureLostError:
+                if self._database.read(query, job_id, index):
+                    raise
+                # Its job was deleted in between.
         return None
 
     def blob(self, digest: str) -> bytes:
         """See `Store.blob`."""
-        try:
-            if self._database.read("SELECT 1 FROM blobs WHERE digest = ? LIMIT 1", digest):
+        query = "SELECT 1 FROM blobs WHERE digest = ? LIMIT 1"
+        if self._database.read(query, digest):
+            try:
                 return self._files.read(digest)
-        except FileNotFoundError:
-            pass
+            except PictureLostError:
+                if self._database.read(query, digest):
+                    raise
         raise KeyError(digest)
 
     def position(self, job_id: str) -> int | None:
@@ -246,38 +269,28 @@ class SqliteStore:
 
     def delete(self, job_id: str) -> bool:
         """See `Store.delete`."""
-        with self._database.write() as write:
-            found = write.db.execute("SELECT number FROM jobs WHERE id = ? AND finished IS NOT NULL", (job_id,))
-            numbers = [number for (number,) in found]
-            digests = _forget(write, numbers)
-        self._delete_orphans(digests)
-        return bool(numbers)
+        return upkeep.delete(self._database, self._files, job_id)
 
     def retain(self, *, seconds: float | None, total_bytes: int | None) -> int:
         """See `Store.retain`. Bytes are those of requests, events and pictures; equal pictures count each time."""
-        with self._database.write() as write:
-            doomed: set[int] = set()
-            final = write.db.execute(
-                "SELECT number, finished, size FROM jobs WHERE finished IS NOT NULL ORDER BY finished, number"
-            ).fetchall()
-            excess = 0
-            if total_bytes is not None:
-                excess = write.db.execute("SELECT coalesce(sum(size), 0) FROM jobs").fetchone()[0] - total_bytes
-            oldest = None if seconds is None else time.time() - seconds
-            for number, finished, size in final:
-                if excess <= 0 and (oldest is None or finished > oldest):
-                    break
-                doomed.add(number)
-                excess -= size
-            digests = _forget(write, doomed)
-        if doomed:
-            self._delete_orphans(digests)
-            self._database.shrink()
-        return len(doomed)
+        return upkeep.retain(self._database, self._files, seconds, total_bytes)
 
     def subscribe(self, changed: Callable[[str], None]) -> Callable[[], None]:
         """See `Store.subscribe`."""
         return self._database.subscribe(changed)
+
+    def check(self) -> None:
+        """See `Store.check`."""
+        self._files.probe()
+        self._database.check()
+
+    def free_bytes(self) -> int | None:
+        """See `Store.free_bytes`."""
+        return self._files.free_bytes()
+
+    def backup(self, folder: Path) -> Backup:
+        """See `Store.backup`."""
+        return upkeep.backup(self._database, self._files, folder)
 
     def close(self) -> None:
         """See `Store.close`."""
@@ -286,115 +299,14 @@ class SqliteStore:
     def _requeue_lost(self, write: Write, now: float) -> None:
         """Let jobs whose lease ran out wait again, or end those that had all their attempts."""
         # Ordered by a sum, or SQLite would read all jobs there are, in their order, instead of those that run.
-        lost = write.db.execute(
-            "SELECT id, fence, attempts FROM jobs WHERE state = 'running' AND expires <= ? ORDER BY number + 0", (now,)
+        running = write.db.execute(
+            "SELECT id, fence, attempts, renewed, expires FROM jobs WHERE state = 'running' ORDER BY number + 0"
         ).fetchall()
-        for job_id, fence, attempts in lost:
+        for job_id, fence, attempts, renewed, expires in running:
+            if not is_lost(renewed, expires, now):
+                continue
             if attempts < self.attempts:
-                _queued(write, job_id)
+                put_in_queue(write, job_id)
             else:
                 message = f"the process that drew it ended without a word, {attempts} times: it isn't tried again"
-                _end(write, job_id, fence, "error", {"code": "lost", "message": message})
-
-    def _delete_orphans(self, digests: Iterable[str]) -> None:
-        """Remove files that no job has. The write lock keeps others from giving one of them to a new job meanwhile."""
-        with self._database.write() as write:
-            for digest in digests:
-                used = write.db.execute(
-                    "SELECT 1 FROM images WHERE digest = ?1 UNION ALL SELECT 1 FROM blobs WHERE digest = ?1 LIMIT 1",
-                    (digest,),
-                ).fetchone()
-                if used is None:
-                    self._files.delete(digest)
-
-
-def _check_room(db: sqlite3.Connection, owner: str, queue_limit: int | None, owner_limit: int | None) -> None:
-    if queue_limit is not None:
-        (queued,) = db.execute("SELECT count(*) FROM jobs WHERE state = 'queued'").fetchone()
-        if queued >= queue_limit:
-            raise QueueFullError(f"{queued} jobs wait, and no more than {queue_limit} may")
-    if owner_limit is not None:
-        (live,) = db.execute(
-            "SELECT count(*) FROM jobs WHERE owner = ? AND state IN ('queued', 'running')", (owner,)
-        ).fetchone()
-        if live >= owner_limit:
-            raise QueueFullError(f"you have {live} jobs that are not done, and no more than {owner_limit} may be")
-
-
-def _append(write: Write, job_id: str, name: str, data: Mapping[str, Any]) -> None:
-    text = _to_json({"type": name, **data})
-    write.db.execute(
-        "INSERT INTO events (job, id, name, data) SELECT number,"
-        " (SELECT coalesce(max(id), 0) + 1 FROM events WHERE job = jobs.number), ?, ? FROM jobs WHERE id = ?",
-        (name, text, job_id),
-    )
-    write.db.execute("UPDATE jobs SET size = size + ? WHERE id = ?", (len(text), job_id))
-    write.changed.append(job_id)
-
-
-def _queued(write: Write, job_id: str) -> None:
-    """Put a job where it stands in the queue, by the order of submission, and say where that is."""
-    (position,) = write.db.execute(
-        "UPDATE jobs SET state = 'queued', leased_by = NULL, expires = NULL, started = NULL, told ="
-        " (SELECT count(*) FROM jobs AS other WHERE (other.state = 'queued' AND other.number < jobs.number)) + 1"
-        " WHERE id = ? RETURNING told",
-        (job_id,),
-    ).fetchone()
-    _append(write, job_id, "queued", {"position": position})
-
-
-def _tell_positions(write: Write) -> None:
-    """Tell the first in the queue where they are now, if that isn't what they were told last."""
-    first = write.db.execute(
-        "SELECT number, id, told FROM jobs WHERE state = 'queued' ORDER BY number LIMIT ?", (POSITIONS_TOLD,)
-    ).fetchall()
-    for position, (number, job_id, told) in enumerate(first, 1):
-        if told != position:
-            write.db.execute("UPDATE jobs SET told = ? WHERE number = ?", (position, number))
-            _append(write, job_id, "queued", {"position": position})
-
-
-def _end(write: Write, job_id: str, fence: int, state: str, data: Mapping[str, Any]) -> bool:
-    ended = write.db.execute(
-        f"UPDATE jobs SET state = ?, finished = ? WHERE {HELD}", (state, time.time(), job_id, fence)
-    )
-    if ended.rowcount:
-        _append(write, job_id, state, data)
-    return bool(ended.rowcount)
-
-
-def _forget(write: Write, numbers: Iterable[int]) -> frozenset[str]:
-    """Delete jobs, and give the files that they had."""
-    values = [(number,) for number in numbers]
-    digests = frozenset(
-        digest
-        for number in values
-        for (digest,) in write.db.execute(
-            "SELECT digest FROM images WHERE job = ?1 UNION SELECT digest FROM blobs WHERE job = ?1", number
-        )
-    )
-    write.db.executemany("DELETE FROM jobs WHERE number = ?", values)
-    return digests
-
-
-def _job(row: Any) -> Job:
-    job_id, request, bucket, owner, state, attempts, created, started, finished, images, timings = row
-    return Job(
-        job_id,
-        json.loads(request),
-        bucket,
-        owner,
-        state,
-        attempts,
-        created,
-        started,
-        finished,
-        images,
-        json.loads(timings),
-    )
-
-
-def _to_json(value: object) -> str:
-    """Strict JSON: NaN and infinity are no numbers there, and browsers refuse them. In ASCII, half a surrogate pair
-    can be stored too."""
-    return json.dumps(value, allow_nan=False, separators=(",", ":"))
+                end_job(write, job_id, fence, "error", {"code": "lost", "message": message})

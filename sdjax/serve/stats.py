@@ -28,7 +28,7 @@ class Stats:
         slots: how many pictures may be drawn at once.
         drawing: pictures that are.
         pending: pictures of leased jobs that are being prepared, or wait for a slot.
-        finishing: jobs whose pictures are being encoded and stored.
+        finishing: jobs whose end is being stored: their pictures, an error, or that they wait again.
         slices: since the start; likewise all that follow.
         rows: pictures in those slices, each counted in every slice.
         places: that their batches had for rows.
@@ -38,6 +38,7 @@ class Stats:
         ended: jobs by how they ended: "complete", "error", "gone" (cancelled, or taken by another) and "released".
         step_seconds: what one step of one picture takes now, by bucket, in the batch that serves it best.
         leased: the jobs that it has, by id.
+        unstored: jobs whose end the store didn't take, and is offered again.
     """
 
     slots: int
@@ -53,6 +54,7 @@ class Stats:
     ended: Mapping[str, int]
     step_seconds: Mapping[str, float]
     leased: Mapping[str, Leased]
+    unstored: int = 0
 
     def eta_queued(self, ahead: Mapping[str, int]) -> float | None:
         """Seconds until a job that waits is complete, about: all that is leased, and what is before it, comes first.

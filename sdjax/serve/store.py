@@ -7,6 +7,7 @@ back with an old fence and is refused, so a job completes exactly once.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 State: TypeAlias = Literal["queued", "running", "complete", "error", "cancelled"]
@@ -14,6 +15,8 @@ FINAL: frozenset[State] = frozenset({"complete", "error", "cancelled"})
 
 ATTEMPTS = 2
 """Leases that a job may lose to processes that die; a job that takes down two isn't given a third."""
+CLOCK_STEP = 5.0
+"""Seconds by which a clock may be corrected while leases go on."""
 POSITIONS_TOLD = 10
 """So many of the first in the queue hear of each move; a job far behind would fill its story with numbers."""
 
@@ -78,9 +81,31 @@ class QueueFullError(Exception):
     """The queue holds as many jobs as it may; try again later."""
 
 
+class Backup(NamedTuple):
+    """How much a backup holds; `missing` pictures were gone when it was made."""
+
+    jobs: int
+    pictures: int
+    missing: int
+
+
+def is_lost(renewed: float, expires: float, now: float) -> bool:
+    """Whether a lease counts no more: it ran out, or it was renewed in a future that only a clock set back explains.
+
+    Args:
+        renewed: when its owner gave the last sign of life, in seconds since the epoch.
+        expires: until when it was given.
+        now: by the clock of whoever asks.
+    """
+    return now >= expires or renewed > now + CLOCK_STEP
+
+
 class Store(Protocol):
     """Jobs, their events and pictures. Every method is atomic, durable when it returns, and may be called by any
     thread. A job's story begins with `queued` and ends with exactly one of `complete`, `error` or `cancelled`.
+
+    Every method raises a `StorageError` where what it stands on (a disk, a connection) fails: nothing was changed then,
+    and the same call may work later.
     """
 
     def submit(
@@ -136,13 +161,18 @@ class Store(Protocol):
         """Newest first, from the one after `before` on."""
 
     def image(self, job_id: str, index: int) -> tuple[str, bytes] | None:
-        """A picture's format and bytes."""
+        """A picture's format and bytes; None where the job has no such picture.
+
+        Raises:
+            PictureLostError: the job has it, but it can't be read any more.
+        """
 
     def blob(self, digest: str) -> bytes:
         """Bytes that came with a request, by their SHA-256.
 
         Raises:
             KeyError: no job has them.
+            PictureLostError: a job has them, but they can't be read any more.
         """
 
     def position(self, job_id: str) -> int | None:
@@ -168,6 +198,15 @@ class Store(Protocol):
 
         Stores that several processes share may miss changes of others: readers also look from time to time.
         """
+
+    def check(self) -> None:
+        """Return where a job could be read and stored now; raise a `StorageError` where it could not."""
+
+    def free_bytes(self) -> int | None:
+        """Bytes that are left for pictures; None where nobody knows."""
+
+    def backup(self, folder: Path) -> Backup:
+        """Copy jobs and pictures, as they are at one moment, into a folder that a store can be opened in."""
 
     def close(self) -> None:
         """Let go of files and connections."""

@@ -63,7 +63,8 @@ def test_what_fails_in_a_batch_fails_alone(pipe, store, start, submit, ended, mo
     jobs = [submit(seed=seed, steps=10, preview_every=1) for seed in (12, 13, 14)]
     events = ended(jobs)
     assert [event.name for event in events] == ["complete", "error", "complete"]
-    assert (events[1].data["code"], events[1].data["message"]) == ("internal", "this one is cursed")
+    assert events[1].data["code"] == "internal"
+    assert "cursed" not in events[1].data["message"]  # it is for the log: who knows what is in it
     for job in (jobs[0], jobs[2]):
         np.testing.assert_array_equal(pixels(store, job), drawn_by_library(pipe, job))
 

@@ -33,9 +33,9 @@ def test_a_size_that_was_not_foreseen_is_compiled_beside_the_others(pipe, store,
     start(lease_seconds=0.8)
     compile_program, go = Programs.compile, threading.Event()
 
-    def slow_compiler(self, key, row, size):
+    def slow_compiler(self, key, row, size, *rest):
         assert go.wait(300)
-        compile_program(self, key, row, size)
+        compile_program(self, key, row, size, *rest)
 
     monkeypatch.setattr(Programs, "compile", slow_compiler)
     wide = submit(width=48, height=32, guidance_scale=0.0)
