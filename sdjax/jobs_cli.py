@@ -3,15 +3,14 @@
 import json
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sdjax import arguments
+from sdjax import arguments, outputs
 from sdjax.errors import RequestError, SdjaxError
-from sdjax.terminal import stages
+from sdjax.terminal import print_table, printable, shortened, stages
 
 if TYPE_CHECKING:
     from sdjax.jobs_client import JobClient
@@ -22,7 +21,7 @@ JobId = Annotated[str, typer.Argument(metavar="JOB", help="Its id.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
 LOCAL = "http://127.0.0.1:8600"
-EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp"}
+EXTENSIONS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 UNPRINTED = ("image", "images")
 """Of an event's data: pictures are for `get`."""
 
@@ -52,7 +51,10 @@ def submit(
     worker_id: Annotated[str | None, typer.Option(help="Repeated by the job.")] = None,
     is_watched: Annotated[bool, typer.Option("--watch", help="Wait for its end.")] = False,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Wait for its end, and write the pictures here.")
+        str | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE|FOLDER", help="Wait for its end, and write the pictures here; see `get`."
+        ),
     ] = None,
     server: Server = LOCAL,
     api_key: Key = None,
@@ -61,6 +63,10 @@ def submit(
 ) -> None:
     """Submit a job and print its id."""
     width, height = arguments.size_if_given(size)
+    if output is not None:
+        place = outputs.place(output, num or 1, suffix=EXTENSIONS.get(response or "", ".png"))
+        response = response or (place.kind if place.kind != "png" else None)
+        _check_kind(place, response or "png")
     fields = {
         **_operation(image, mask, strength, size),
         "prompt": prompt,
@@ -81,8 +87,6 @@ def submit(
         "hive_id": hive_id,
         "worker_id": worker_id,
     }
-    if output is not None:
-        _check_output(output)
     with _connected(server, api_key) as client:
         accepted = client.submit({name: value for name, value in fields.items() if value is not None})
         print(json.dumps(accepted) if as_json else accepted["job_id"], flush=True)
@@ -106,19 +110,23 @@ def list_jobs(
         for job in jobs:
             print(json.dumps(job, ensure_ascii=False))
         return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    grid = Table("job", "state", "age", "size", "seed", box=None, pad_edge=False)
-    grid.add_column("prompt", overflow="ellipsis", no_wrap=True)
+    rows = [("job", "state", "age", "size", "seed", "prompt")]
     for job in jobs:
         request = job["request"]
         position = f" {job['position']}" if job["position"] else ""
         size = f"{request['width']}x{request['height']}"
-        prompt = Text(" ".join(request["prompt"].split()))  # as it is: no markup, one line
-        grid.add_row(job["job_id"], job["state"] + position, _age(job["created"]), size, str(request["seed"]), prompt)
-    Console(width=None if sys.stdout.isatty() else 160).print(grid)
+        prompt = printable(" ".join(request["prompt"].split()))
+        rows.append(
+            (
+                job["job_id"],
+                job["state"] + position,
+                _age(job["created"]),
+                size,
+                str(request["seed"]),
+                shortened(prompt),
+            )
+        )
+    print_table(rows)
 
 
 @app.command()
@@ -155,8 +163,13 @@ def cancel(
 def get(
     job_id: JobId,
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Write its pictures to a file or a folder; several are numbered."),
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE|FOLDER",
+            help="Write its pictures here. Several are numbered, and nothing is overwritten.",
+        ),
     ] = None,
     server: Server = LOCAL,
     api_key: Key = None,
@@ -164,7 +177,7 @@ def get(
 ) -> None:
     """Print what is known of a job, or write its pictures and print their paths."""
     if output is not None:
-        _check_output(output)
+        outputs.place(output, 1)
     with _connected(server, api_key) as client:
         job = client.job(job_id)
         if output is not None:
@@ -204,11 +217,6 @@ def _operation(image: Path | None, mask: Path | None, strength: float | None, si
     return {"operation": "image_inpaint", **given, "strength": strength}
 
 
-def _adapter(given: str) -> dict[str, Any]:
-    path, strength = arguments.with_number(given, 1.0)
-    return {"path": path, "strength": strength}
-
-
 def _watched(client: "JobClient", job_id: str, *, as_json: bool, quiet: bool) -> None:
     """Follow a job to its end.
 
@@ -233,35 +241,25 @@ def _watched(client: "JobClient", job_id: str, *, as_json: bool, quiet: bool) ->
         raise SdjaxError(f"the job failed: {end['message']}" if end["type"] == "error" else "the job was cancelled")
 
 
-def _check_output(output: Path) -> None:
-    if not output.is_dir() and not output.parent.is_dir():
-        raise RequestError(f"--output: there is no folder {str(output.parent)!r}; make it first")
-
-
-def _save(client: "JobClient", job: dict[str, Any], output: Path) -> None:
+def _save(client: "JobClient", job: dict[str, Any], output: str) -> None:
     """Write a job's pictures and print their paths."""
-    from sdjax.jobs_client import whole
-
     if not job["images"]:
         raise SdjaxError(f"the job has no pictures: it is {job['state']}")
-    paths = _paths(output, job)
-    for source, path in zip(job["images"], paths, strict=True):
+    kind = job["request"]["response"]
+    place = outputs.place(output, len(job["images"]), stem=job["job_id"], suffix=EXTENSIONS[kind])
+    _check_kind(place, kind)
+    free = place.free()
+    for source in job["images"]:
         content = client.image(source)
-        with whole(path) as part:
-            part.write_bytes(content)
-        print(path, flush=True)
+        print(outputs.write(free, lambda file, content=content: file.write(content)), flush=True)  # type: ignore[misc]
 
 
-def _paths(output: Path, job: dict[str, Any]) -> Sequence[Path]:
-    """Where the pictures go: `out.png`, or `out-1.png`, `out-2.png`, ... when there are several."""
-    extension = EXTENSIONS[job["request"]["response"]]
-    if output.is_dir():
-        output = output / f"{job['job_id']}.{extension}"
-    elif not output.suffix:
-        output = output.with_suffix(f".{extension}")
-    if len(job["images"]) == 1:
-        return [output]
-    return [output.with_name(f"{output.stem}-{i + 1}{output.suffix}") for i in range(len(job["images"]))]
+def _check_kind(place: outputs.Place, kind: str) -> None:
+    if kind in EXTENSIONS and place.kind != kind:
+        raise RequestError(
+            f"--output: a name that ends in {place.suffix} is for a {place.kind}, and the job's pictures are {kind}: "
+            f"end it in {EXTENSIONS[kind]}"
+        )
 
 
 def _age(created: float) -> str:

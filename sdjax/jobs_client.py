@@ -4,7 +4,6 @@ import base64
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -181,17 +180,6 @@ def read_events(chunks: Iterable[bytes]) -> Iterator[tuple[str | None, dict[str,
 def encoded(file: Path) -> str:
     """A file as the API takes pictures: in base64."""
     return base64.b64encode(file.read_bytes()).decode()
-
-
-@contextmanager
-def whole(file: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `file` when the block ends well: nobody finds half of it."""
-    part = file.with_name(f".{file.name}.part")
-    try:
-        yield part
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _field(line: bytes) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 import sys
 import time
 import warnings
@@ -103,6 +104,32 @@ def stages(quiet: bool) -> Iterator[Stages]:
 def printable(text: str) -> str:
     """The text with control characters spelled out, except ends of lines: a file's text must not steer a terminal."""
     return "".join(each if each.isprintable() or each in "\n\t" else ascii(each)[1:-1] for each in text)
+
+
+def shortened(text: str, most: int = 400) -> str:
+    """The text, without its middle where it is longer than so many characters."""
+    if len(text) <= most:
+        return text
+    half = (most - 5) // 2
+    return f"{text[:half]} ... {text[-half:]}"
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows in columns, the first one being the header.
+
+    In a terminal that is too narrow for a row, its last cell goes to a line of its own. In a pipe nothing is cut or
+    wrapped: a row is a line.
+    """
+    from rich.cells import cell_len
+
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    columns = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    is_wide = width is None or sum(columns) + 2 * len(columns) - 2 <= width
+    for row in rows:
+        cells = [cell + " " * (size - cell_len(cell)) for cell, size in zip(row, columns, strict=True)]
+        lines = ["  ".join(cells)] if is_wide else ["  ".join(cells[:-1]), f"    {row[-1]}"]
+        for line in lines:
+            print(line.rstrip())
 
 
 def show(pictures: "Sequence[Image.Image]") -> None:

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,8 @@ from PIL import Image, PngImagePlugin
 from typer.testing import CliRunner
 
 from sdjax import cli
+from sdjax.variants import VARIANTS
+from tests.commands import interruptible
 
 PROMPT = "a red circle on a blue background"
 
@@ -70,7 +71,8 @@ def test_a_prompt_becomes_a_picture_whose_path_is_printed(cache, tmp_path):
 
 
 def test_several_prompts_from_a_file_as_json(here, capsys):
-    Path("prompts.txt").write_text("a red circle\n\n  a blue star  \n", encoding="utf-8")
+    text = "\ufeff# shapes\na red circle\r\n\n  # later: a ring\n  a blue star  \n\\# a blue star\n"
+    Path("prompts.txt").write_text(text, encoding="utf-8", newline="")
     code, out, err = call(
         capsys, "generate", "--prompts", "prompts.txt", "--num", 2, "--steps", 2, "--seed", 5, "--json", "-o", "p.png"
     )
@@ -81,15 +83,98 @@ def test_several_prompts_from_a_file_as_json(here, capsys):
         ("p-2.png", "a red circle", 6),
         ("p-3.png", "a blue star", 7),
         ("p-4.png", "a blue star", 8),
+        ("p-5.png", "# a blue star", 9),
+        ("p-6.png", "# a blue star", 10),
     ]
     assert all(Path(entry["path"]).is_file() for entry in told)
 
 
-def test_pictures_go_into_a_folder(here, capsys):
-    Path("pictures").mkdir()
-    code, out, _ = call(capsys, "generate", PROMPT, "--steps", 1, "--num", 2, "-o", "pictures")
-    assert code == 0
-    assert out.split() == [str(Path("pictures/out-1.png")), str(Path("pictures/out-2.png"))]
+def test_a_file_of_comments_holds_no_prompts(here, capsys):
+    Path("prompts.txt").write_text("# nothing yet\n\n", encoding="utf-8")
+    assert call(capsys, "generate", "--prompts", "prompts.txt")[::2] == (
+        2,
+        "sdjax: prompts.txt holds no prompts: write one a line\n",
+    )
+
+
+def drawn(capsys, *arguments):
+    code, out, err = call(capsys, "generate", *arguments, "--steps", 1)
+    assert (code, err) == (0, "")
+    return out.splitlines()
+
+
+@pytest.mark.parametrize("folder", ["there", "new/", "new", "new/and/deeper/", "v1.5/"])
+def test_pictures_go_into_a_folder_which_is_made_where_it_is_not_there(here, capsys, folder):
+    Path("there").mkdir()
+    paths = [str(Path(folder) / f"out-{i}.png") for i in (1, 2, 3)]
+    assert drawn(capsys, PROMPT, "--num", 2, "-o", folder) == paths[:2]
+    before = [Path(path).read_bytes() for path in paths[:2]]
+    assert drawn(capsys, PROMPT, "a blue star", "-o", folder) == [paths[2], str(Path(folder) / "out-4.png")]
+    assert [Path(path).read_bytes() for path in paths[:2]] == before
+
+
+def test_no_picture_is_written_over(here, capsys):
+    Path("out.png").write_bytes(b"mine")
+    assert drawn(capsys, PROMPT) == ["out-1.png"]
+    assert drawn(capsys, PROMPT) == ["out-2.png"]
+    Path("out-7.png").mkdir()
+    assert drawn(capsys, PROMPT, "--num", 2) == ["out-8.png", "out-9.png"]
+    assert Path("out.png").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("a.jpg", "JPEG"), ("a.JPEG", "JPEG"), ("a.webp", "WEBP"), ("a.png", "PNG")]
+)
+def test_the_end_of_a_files_name_is_its_format(here, capsys, name, kind):
+    assert drawn(capsys, PROMPT, "--seed", 3, "-o", name) == [name]
+    with Image.open(name) as picture:
+        assert (picture.format, picture.size) == (kind, (64, 64))
+    assert json.loads(call(capsys, "inspect", "--json", name)[1])["seed"] == 3
+
+
+def test_an_interrupted_command_goes_on_where_it_was(here, capsys):
+    Path("prompts.txt").write_text("a red circle\na blue star\na white ring\n", encoding="utf-8")
+    command = ["--prompts", "prompts.txt", "--num", 2, "-o", "pictures/", "--skip-existing"]
+    names = [f"pictures/out-{i}.png" for i in range(1, 7)]
+    assert drawn(capsys, *command) == names
+    whole = {name: Path(name).read_bytes() for name in names}
+    for name in (names[0], names[3], names[4], names[5]):
+        Path(name).unlink()
+    code, out, err = call(capsys, "generate", *command, "--steps", 1)
+    assert (code, out.split()) == (0, [names[0], *names[3:]])
+    assert err == "sdjax: 2 of 6 pictures are there already\n"
+    assert {name: Path(name).read_bytes() for name in names} == whole
+    code, out, err = call(capsys, "generate", *command, "--steps", 1)
+    assert (code, out, err) == (0, "", "sdjax: 6 of 6 pictures are there already\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "other"),
+    [
+        (["a blue star"], "prompt"),
+        ([PROMPT, "--negative", "a blue star"], "negative_prompt"),
+        ([PROMPT, "--seed", 6], "seed"),
+        ([PROMPT, "--guidance", 2, "--sampler", "euler"], "sampler, guidance_scale"),
+        ([PROMPT, "--size", "32x64"], "size"),
+    ],
+)
+def test_what_is_there_must_be_a_picture_of_the_same_command(here, capsys, arguments, other):
+    drawn(capsys, PROMPT, "--seed", 5)
+    before = Path("out.png").read_bytes()
+    code, out, err = call(capsys, "generate", *arguments, "--steps", 1, "--skip-existing")
+    assert (code, out) == (2, "")
+    said = f"sdjax: --skip-existing: out.png was drawn with another {other}; give the same, or another --output\n"
+    assert err == said
+    assert Path("out.png").read_bytes() == before
+
+
+def test_a_picture_of_something_else_is_not_skipped(here, capsys):
+    Image.new("RGB", (64, 64)).save("out.png")
+    code, _, err = call(capsys, "generate", PROMPT, "--skip-existing")
+    assert (code, err) == (
+        2,
+        "sdjax: --skip-existing: 'out.png' holds no generation parameters; give another --output\n",
+    )
 
 
 def test_a_picture_and_a_mask_start_another_one(here, capsys):
@@ -126,7 +211,9 @@ def test_a_picture_and_a_mask_start_another_one(here, capsys):
         ([PROMPT, "--dtype", "int8"], 2, "dtype must be float32, bfloat16, float16"),
         ([PROMPT, "--guidance", "nan"], 2, "guidance_scale must be a finite number"),
         ([PROMPT, "-o", "nowhere/out.png"], 2, "there is no folder 'nowhere'; make it first"),
-        ([PROMPT, "-o", "out.jpg"], 2, "--output must be a .png file or an existing folder"),
+        ([PROMPT, "-o", "out.gif"], 2, "a file that ends in .png, .jpg, .jpeg, .webp, not 'out.gif'"),
+        ([PROMPT, "-o", "good.png/"], 2, "'good.png' is a file, no folder"),
+        ([PROMPT, "-o", "good.png/x/out.png"], 2, "there is no folder 'good.png/x'"),
         ([PROMPT, "--image", "photo.png"], 2, "there is no file 'photo.png'"),
         ([PROMPT, "--image", "text.txt"], 2, "'text.txt' is not a picture that can be read"),
         ([PROMPT, "--mask", "good.png"], 2, "mask needs a picture"),
@@ -154,19 +241,13 @@ def test_what_is_wrong_is_said_in_one_line(here, capsys, arguments, code, said):
     assert not Path("out.png").exists()
 
 
-def test_a_folder_that_cannot_be_written_is_said(here, capsys):
-    Path("taken.png").mkdir()
-    Path("full").write_text("")
-    code, _, err = call(capsys, "generate", PROMPT, "--steps", 1, "-o", "full/out.png")
-    assert code == 2
-    assert "there is no folder 'full'" in err
-
-
-def test_what_a_long_prompt_loses_is_said(here, capsys):
-    code, out, err = call(capsys, "generate", "a red circle " * 40, "--steps", 1)
+def test_what_a_long_prompt_loses_is_said_in_a_short_line(here, capsys):
+    code, out, err = call(capsys, "generate", "a red circle " * 400, "--steps", 1)
     assert (code, out) == (0, "out.png\n")
     assert "sdjax: warning: a prompt" in err
     assert "cut off" in err
+    assert err.count("\n") == 1
+    assert len(err) < 450
 
 
 def with_texts(file, **texts):
@@ -204,13 +285,27 @@ def test_inspect_says_what_holds_no_parameters(here, capsys, arguments):
     assert arguments[0] in err
 
 
-def test_models_and_version_print_tables(capsys, cache, tmp_path):
-    listed = run("models", cache=cache, HF_HOME=str(tmp_path))
+def test_models_is_a_table_whose_lines_are_whole_in_a_pipe(cache, tmp_path):
+    listed = run("models", cache=cache, HF_HOME=str(tmp_path), COLUMNS="40")
     assert listed.returncode == 0, listed.stderr
     rows = {line.split()[0]: line.split() for line in listed.stdout.splitlines()[1:]}
-    assert {"tiny", "sd-v1-5", "sd-v2-1", "sd-xl", "sd-turbo"} <= set(rows)
+    assert set(rows) == set(VARIANTS)
     assert rows["tiny"][4] == "yes"
     assert rows["sd-v2-1"][4] == "no"
+    assert all(rows[name][-1] == row.source for name, row in VARIANTS.items())
+
+
+@pytest.mark.parametrize("columns", [80, 100, 200])
+def test_models_fits_a_terminal_and_cuts_no_name(capsys, monkeypatch, columns):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    code, out, err = call(capsys, "models")
+    assert (code, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= columns
+    assert {row.source for row in VARIANTS.values()} <= set(out.split())
+
+
+def test_version_prints_what_it_stands_on(capsys):
     code, out, _ = call(capsys, "version")
     assert code == 0
     assert out.startswith("sdjax ")
@@ -223,21 +318,26 @@ def test_help_lists_the_commands():
         assert command in done.stdout
 
 
-def test_an_interrupt_ends_with_130(cache, tmp_path):
+def test_an_interrupt_ends_with_130_and_leaves_whole_pictures(cache, tmp_path):
+    (tmp_path / "prompts.txt").write_text(f"{PROMPT}\n" * 1000, encoding="utf-8")
     process = subprocess.Popen(
-        [sys.executable, "-m", "sdjax", "generate", PROMPT, "--steps", "1000", "--num", "64"],
+        interruptible("generate", "--prompts", "prompts.txt", "--steps", 100),
         cwd=tmp_path,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=environment_of(cache),
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a runner of tests may have turned it off
     )
-    time.sleep(8)
+    first = process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
+    rest, err = process.communicate(timeout=300)
     assert process.returncode == 130
     assert err.strip().endswith("sdjax: interrupted")
-    assert not list(tmp_path.glob("*.png"))
+    printed = [first.strip(), *rest.split()]
+    assert 1 <= len(printed) < 1000
+    assert {path.name for path in tmp_path.iterdir()} == {"prompts.txt", *printed}
+    for name in printed:
+        Image.open(tmp_path / name).load()
 
 
 def test_what_a_request_lacks_is_a_line_each_on_standard_error(here, capsys):

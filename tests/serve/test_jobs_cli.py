@@ -8,13 +8,13 @@ import subprocess
 import sys
 import threading
 import time
-from functools import partial
 from unittest.mock import patch
 
 import pytest
 from PIL import Image
 
 from sdjax import cli, jobs_client
+from tests.commands import interruptible
 from tests.serve.conftest import KEY, picture, wait_for
 from tests.serve.fake_engine import painted
 
@@ -83,6 +83,27 @@ def test_submit_waits_and_writes_the_pictures(jobs, server, tmp_path):
     code, out, err = jobs("submit", "a circle", "--seed", 5, "-o", tmp_path / "a.png", server=server)
     assert (code, err, out.splitlines()[1:]) == (0, "", [str(tmp_path / "a.png")])
     assert (tmp_path / "a.png").read_bytes() == painted(5, 64, 64)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("a.jpg", "jpeg"), ("a.webp", "webp"), ("a.png", "png")])
+def test_the_end_of_a_files_name_is_the_format_that_is_asked_for(jobs, server, tmp_path, name, kind):
+    code, out, _ = jobs("submit", "a circle", "-o", tmp_path / name, server=server)
+    assert (code, out.splitlines()[1:]) == (0, [str(tmp_path / name)])
+    assert server.job(out.split()[0])["request"]["response"] == kind
+    with Image.open(tmp_path / name) as file:
+        assert file.format == kind.upper()
+
+
+def test_pictures_go_into_a_new_folder_and_none_is_written_over(jobs, server, tmp_path):
+    job_id = server.submit(num_images=2)
+    server.wait(job_id, "complete")
+    folder = tmp_path / "new"
+    for numbers in ((1, 2), (3, 4)):
+        code, out, _ = jobs("get", job_id, "-o", f"{folder}/", server=server)
+        assert (code, out.split()) == (0, [str(folder / f"{job_id}-{number}.png") for number in numbers])
+    code, out, err = jobs("get", job_id, "-o", tmp_path / "a.jpg", server=server)
+    assert (code, out) == (2, "")
+    assert "the job's pictures are png: end it in .png" in err
 
 
 def test_watch_follows_a_job_to_where_its_pictures_are(jobs, server):
@@ -227,6 +248,8 @@ def test_the_key_comes_from_an_option_or_the_environment(jobs, keyed, monkeypatc
         (("submit", "a circle", "--strength", 0.5), 2, "--image"),
         (("submit", "a circle", "--image", "none.png"), 1, "none.png"),
         (("submit", "a circle", "-o", "nowhere/a.png"), 2, "nowhere"),
+        (("submit", "a circle", "-o", "a.gif"), 2, "a.gif"),
+        (("submit", "a circle", "-o", "a.png", "--response", "webp"), 2, "a name that ends in .png is for a png"),
         (("submit", "a circle", "--lora", "style:0.5"), 2, "loras"),
         (("submit",), 2, "rgument"),
         (("paint",), 2, "paint"),
@@ -258,14 +281,12 @@ def test_an_interrupt_leaves_the_job_alone(server):
     server.engine.go.clear()
     job_id = server.submit()
     server.wait(job_id, "running")
-    command = [sys.executable, "-m", "sdjax", "jobs", "watch", job_id, "--server", server.url, "--json"]
-    # What a shell runs in the background ignores interrupts, and so do its children unless they are told otherwise.
-    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    watcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeding)
+    command = interruptible("jobs", "watch", job_id, "--server", server.url, "--json")
+    watcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert json.loads(watcher.stdout.readline())["type"] == "queued"
     time.sleep(0.1)
     watcher.send_signal(signal.SIGINT)
-    _, err = watcher.communicate(timeout=20)
+    _, err = watcher.communicate(timeout=120)
     assert watcher.returncode == 130
     assert f"sdjax jobs cancel {job_id}" in err
     assert server.job(job_id)["state"] == "running"
