@@ -147,15 +147,16 @@ def resolve(
         if replaced := replaced_sampler(checkpoint.scheduler):
             notes.append(f"the model's scheduler config names {replaced}, which is not supported: {sampler} is used")
     walk, first, stop = _walk(checkpoint, given, sampler, strength)
+    loras = (*checked_loras(given.get("loras", ())), *tagged)
     how = reading(
         checkpoint,
+        loras=loras,
         clip_skip=given.get("clip_skip"),
         embeddings=given.get("embeddings", ()),
         long_prompts=given.get("long_prompts", "truncate"),
     )
     guided = guidance_scale > 1
     check_prompts(checkpoint, [*prompts, *(text for text in negatives if text and guided)], how, warn=notes.append)
-    loras = (*checked_loras(given.get("loras", ())), *tagged)
     latents = given.get("latents")
     if given.get("denoising_start") is not None and latents is None:
         raise RequestError("denoising_start goes on from latents: give them, from a call with output='latents'")

@@ -12,7 +12,7 @@ from sdjax.loading.checkpoint import Checkpoint, assemble
 from sdjax.loading.controlnet import load_controlnet
 from sdjax.loading.folder import read_folder
 from sdjax.loading.lora import Adapter, apply_lora
-from sdjax.loading.lora_cache import checked_loras, lora_merger
+from sdjax.loading.lora_cache import checked_loras, embeddings_of, lora_merger
 from sdjax.loading.lora_file import read_lora
 from sdjax.loading.saving import save_folder
 from sdjax.loading.single_file import read_file
@@ -31,6 +31,7 @@ __all__ = [
     "apply_lora",
     "cached",
     "checked_loras",
+    "embeddings_of",
     "find_adapter",
     "load",
     "load_controlnet",

@@ -1,20 +1,21 @@
 """Parameters with LoRAs in them, by path and weight, merged once for as long as the files stay the same."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeAlias
 
 from sdjax.errors import CheckpointError, RequestError
 from sdjax.loading.lora import Adapter, apply_lora, checked_weight, refuse_int8
-from sdjax.loading.lora_file import read_lora
+from sdjax.loading.lora_file import bundled_embeddings, read_lora
+from sdjax.loading.textual_inversion import Embedding
 from sdjax.models import Params
 
 Loras: TypeAlias = Sequence[tuple[str | Path, float]]
 """Files or folders, each with its weight."""
 Stamp: TypeAlias = tuple[tuple[str, int, int, int, int], ...]
 
-ADAPTERS_KEPT, MERGES_KEPT = 8, 2
+ADAPTERS_KEPT, MERGES_KEPT, EMBEDDINGS_KEPT = 8, 2, 64
 
 
 def lora_merger(params: Params) -> Callable[[Loras], Params]:
@@ -48,6 +49,25 @@ def lora_merger(params: Params) -> Callable[[Loras], Params]:
         return merge(stamped)
 
     return merged
+
+
+def embeddings_of(loras: Loras, widths: Mapping[str, int]) -> tuple[Embedding, ...]:
+    """Read the learned words that come with adapters, each once; those of weight 0 are not there at all.
+
+    Args:
+        loras: files or folders that were checked, with their weights.
+        widths: of the checkpoint's text encoders, by name.
+
+    Raises:
+        CheckpointError: a file can't be read, or a word was learned for another kind of model.
+    """
+    paths = dict.fromkeys(Path(path) for path, weight in loras if weight)
+    return tuple(word for path in paths for word in _bundled(path, _stamp(path), tuple(widths.items())))
+
+
+@lru_cache(EMBEDDINGS_KEPT)
+def _bundled(path: Path, _: Stamp, widths: tuple[tuple[str, int], ...]) -> tuple[Embedding, ...]:
+    return bundled_embeddings(path, dict(widths))
 
 
 def checked_loras(loras: object) -> tuple[tuple[Path, float], ...]:

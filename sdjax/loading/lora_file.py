@@ -5,6 +5,7 @@ import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,16 @@ from sdjax.loading.lora import Adapter, Change
 from sdjax.loading.lora_names import BUNDLE, ENCODERS, bare_layer, spellings, take_apart
 from sdjax.loading.lora_parts import Layer, Parts, layer_changes
 from sdjax.loading.lora_settings import PeftSettings, file_settings, folder_settings
-from sdjax.loading.weights import PICKLES, PICKLES_REFUSED, LeafPath, check_finite, read_tensors, tensor_name
+from sdjax.loading.textual_inversion import NAMELESS, NOT_VECTORS, Embedding, embedding_of
+from sdjax.loading.weights import (
+    PICKLES,
+    PICKLES_REFUSED,
+    LeafPath,
+    check_finite,
+    open_tensors,
+    read_tensors,
+    tensor_name,
+)
 from sdjax.models import Params
 
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -88,6 +98,39 @@ def read_lora(source: str | Path, params: Params) -> Adapter:
     if unused:
         warnings.warn(f"{source}: this model has no layer for {_listed(unused)}", stacklevel=2)
     return Adapter(str(source), FrozenDict(layers), tuple(unused), digest.hexdigest())
+
+
+def bundled_embeddings(source: Path, widths: Mapping[str, int]) -> tuple[Embedding, ...]:
+    """Read the learned words that come in one file with an adapter (`bundle_emb.WORD.KEY`).
+
+    Args:
+        source: as for `read_lora`.
+        widths: of the checkpoint's text encoders, by name.
+
+    Raises:
+        CheckpointError: a file can't be read, or a word was learned for another kind of model.
+    """
+    words: dict[str, dict[str, NDArray[Any]]] = {}
+    for file in _files(source):
+        if any(name.startswith(BUNDLE) for name in open_tensors(file.path)):
+            for name, tensor in read_tensors(file.path).items():
+                if name.startswith(BUNDLE):
+                    word, key = _word_and_key(name.removeprefix(BUNDLE))
+                    words.setdefault(word, {})[key] = tensor
+    return tuple(
+        replace(embedding_of(tensors, word, named_by=source, widths=widths), bundled=True)
+        for word, tensors in words.items()
+    )
+
+
+def _word_and_key(name: str) -> tuple[str, str]:
+    """Split at the last dot before a name that means no word, for a word may have dots in it."""
+    known = sorted((*NAMELESS, *NOT_VECTORS), key=len, reverse=True)
+    word = next((name.removesuffix(f".{key}") for key in known if key and name.endswith(f".{key}")), None)
+    if word is None:
+        word, _, key = name.partition(".")
+        return word, key
+    return word, name.removeprefix(f"{word}.")
 
 
 def _files(source: Path) -> list[_File]:

@@ -34,7 +34,7 @@ def check_prompts(checkpoint: Checkpoint, prompts: Sequence[str], how: Reading, 
         for section in parse(prompt)
         for span in section
     ]
-    for name in learned:
+    for name in (embedding.name for embedding in how.embeddings if not embedding.bundled):
         if not any(without_words(prompt, [name]) != prompt for prompt in prompts):
             warn(f"the learned word {name!r} is in no prompt, so its embedding has no effect")
     vocabulary = checkpoint.card.vocabulary

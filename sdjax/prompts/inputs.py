@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from sdjax.errors import RequestError, Warn, warn_caller
 from sdjax.generation import Tokens
-from sdjax.loading import Checkpoint, Embedding, load_embedding
+from sdjax.loading import Checkpoint, Embedding, embeddings_of, load_embedding
 from sdjax.models import CLIPTextConfig
 from sdjax.prompts.tokens import LONG_PROMPTS, Triggers, tokenize, with_chunks
 
@@ -46,8 +46,17 @@ class TextInputs(NamedTuple):
     vectors: tuple[NDArray[np.float32], ...] | None
 
 
-def reading(checkpoint: Checkpoint, *, clip_skip: object, embeddings: object, long_prompts: object) -> Reading:
+def reading(
+    checkpoint: Checkpoint,
+    *,
+    clip_skip: object,
+    embeddings: object,
+    long_prompts: object,
+    loras: Sequence[tuple[Path, float]] = (),
+) -> Reading:
     """Check the arguments of a `Pipeline` call that say how prompts are read, and read the embeddings' files.
+
+    Learned words that come with adapters are known too, but for those whose name an embedding of its own has.
 
     Raises:
         RequestError: an argument can't be honoured; the message says what was given and what is allowed.
@@ -72,6 +81,13 @@ def reading(checkpoint: Checkpoint, *, clip_skip: object, embeddings: object, lo
     names = [embedding.name.lower() for embedding in learned]
     if twice := [name for i, name in enumerate(names) if name in names[:i]]:
         raise RequestError(f"two embeddings are named {twice[0]!r} (capitals do not matter): give one another name")
+    bundled: dict[str, Embedding] = {}
+    for word in embeddings_of(loras, widths):
+        if word.name.lower() in bundled:
+            raise RequestError(f"two adapters bring a learned word {word.name!r} (capitals do not matter)")
+        if word.name.lower() not in names:
+            bundled[word.name.lower()] = word
+    learned += tuple(bundled.values())
     room = min(tokenizer.length for tokenizer in checkpoint.tokenizers) - 2
     for embedding in learned:
         if (count := len(embedding.vectors[0])) > room:

@@ -166,3 +166,80 @@ def test_the_refiner_takes_the_second_encoder_s_part(tmp_path):
     save_file({"clip_l": vectors(1), "clip_g": vectors(1, 48)}, tmp_path / "x.safetensors")
     embedding = load_embedding(tmp_path / "x.safetensors", widths={"text_encoder_2": 48})
     assert [rows.shape for rows in embedding.vectors] == [(1, 48)]
+
+
+NAMELESS = ["clip_l", "*", "string_to_param.*", "string_to_param", "emb_params", "text_encoders_0", "weight"]
+
+
+@pytest.mark.parametrize("key", NAMELESS)
+def test_a_file_whose_key_names_no_word_is_the_word_of_its_file_name(sd1, tmp_path, key):
+    save_file({key: vectors(2)}, tmp_path / "my.toy.safetensors")
+    how = read(sd1.pipe, tmp_path / "my.toy.safetensors")
+    assert how.embeddings[0].name == "my.toy"
+    reference = copy.deepcopy(sd1.reference)
+    reference.load_textual_inversion(str(tmp_path), weight_name="my.toy.safetensors", token="my.toy")
+    assert_same(encode(sd1.pipe, ["the my.toy, cat"], how), *by_diffusers(reference, ["the my.toy, cat"]))
+
+
+def test_a_folder_whose_file_names_no_word_is_the_word_of_the_folder_s_name(sd1, sdxl, tmp_path):
+    (tmp_path / "toy").mkdir()
+    save_file({"emb_params": vectors(1)}, tmp_path / "toy" / "learned_embeds.safetensors")
+    assert read(sd1.pipe, tmp_path / "toy").embeddings[0].name == "toy"
+    save_file({"clip_l": vectors(1), "clip_g": vectors(1)}, tmp_path / "toy" / "learned_embeds.safetensors")
+    assert read(sdxl.pipe, tmp_path / "toy").embeddings[0].name == "toy"
+
+
+def test_what_other_tools_keep_beside_the_vectors_is_left_out(sd1, tmp_path):
+    beside = {"string_to_token.*": torch.tensor(265), "step": torch.tensor(100)}
+    save_file({"string_to_param.*": vectors(2), **beside}, tmp_path / "toy.safetensors")
+    assert [rows.shape for rows in read(sd1.pipe, tmp_path / "toy.safetensors").embeddings[0].vectors] == [(2, 32)]
+
+
+def test_sdxl_files_of_pivotal_tuning_are_read(sdxl, tmp_path):
+    parts = {"text_encoders_0": vectors(2), "text_encoders_1": vectors(2, seed=2)}
+    save_file(parts, tmp_path / "toy.safetensors")
+    embedding = read(sdxl.pipe, tmp_path / "toy.safetensors").embeddings[0]
+    for rows, part in zip(embedding.vectors, parts.values(), strict=True):
+        np.testing.assert_array_equal(rows, part.numpy())
+
+
+def test_a_word_that_occurs_in_no_prompt_is_a_warning(sd1, tmp_path):
+    save_file({"clip_l": vectors(1)}, tmp_path / "toy.safetensors")
+    given = {"embeddings": [tmp_path / "toy.safetensors"]}
+    assert ["'toy' is in no prompt" in line for line in sd1.pipe.resolve("a cat", **given).warnings] == [True]
+    assert sd1.pipe.resolve("a Toy, cat", **given).warnings == ()
+    assert sd1.pipe.resolve("a cat", "(toy:1.2)", **given).warnings == ()
+
+
+def test_words_that_come_with_an_adapter_are_known_while_it_has_a_weight(sd1, tmp_path):
+    tensors = {
+        f"bundle_emb.{word}.string_to_param.*": vectors(2, seed=seed) for seed, word in enumerate(("toy", "v1.5"))
+    }
+    layer = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    tensors |= {f"{layer}.lora_A.weight": torch.zeros(1, 32), f"{layer}.lora_B.weight": torch.zeros(32, 1)}
+    save_file(tensors, tmp_path / "style.safetensors")
+    loras = [(tmp_path / "style.safetensors", 0.5), (tmp_path / "style.safetensors", 0.25)]
+    for seed, word in enumerate(("toy", "v1.5")):
+        save_file({word: vectors(2, seed=seed)}, tmp_path / f"{seed}.safetensors")
+    prompt = "a toy, v1.5 cat"
+    settings = {"seed": 1, "steps": 1, "output": "latents"}
+    bundled = sd1.pipe(prompt, loras=loras, **settings).images
+    alone = sd1.pipe(prompt, embeddings=[tmp_path / "0.safetensors", tmp_path / "1.safetensors"], **settings).images
+    np.testing.assert_allclose(bundled, alone, atol=1e-5)
+    assert np.abs(bundled - sd1.pipe(prompt, **settings).images).max() > 1e-3
+    assert sd1.pipe.resolve("a cat", loras=loras).warnings == ()
+    assert sd1.pipe.resolve(prompt, loras=[(loras[0][0], 0.0)]).reading.embeddings == ()
+
+
+def test_words_of_adapters_give_way_to_embeddings_and_do_not_share_a_name(sd1, tmp_path):
+    for name, seed in (("one", 1), ("two", 2)):
+        save_file({"bundle_emb.toy.emb_params": vectors(1, seed=seed)}, tmp_path / f"{name}.safetensors")
+    save_file({"toy": vectors(3)}, tmp_path / "own.safetensors")
+    one, two = ((tmp_path / f"{name}.safetensors", 1.0) for name in ("one", "two"))
+    with pytest.raises(sdjax.RequestError, match="two adapters bring a learned word 'toy'"):
+        sd1.pipe.resolve("a toy", loras=[one, two])
+    (word,) = sd1.pipe.resolve("a toy", loras=[one], embeddings=[tmp_path / "own.safetensors"]).reading.embeddings
+    assert len(word.vectors[0]) == 3
+    save_file({"bundle_emb.toy.clip_l": vectors(1, 48)}, tmp_path / "one.safetensors")
+    with pytest.raises(sdjax.CheckpointError, match=r"one.safetensors: 'clip_l' has shape \(1, 48\)"):
+        sd1.pipe.resolve("a toy", loras=[one])
