@@ -32,7 +32,7 @@ from sdjax.inputs import ControlInput
 from sdjax.loading import Card, Checkpoint, load, lora_merger, save_folder
 from sdjax.models import Definition, Params
 from sdjax.models.quantised import is_large_weight, quantise_weight
-from sdjax.preparing import prepare, with_controlnets
+from sdjax.preparing import Drawing, Weights, prepare, with_controlnets
 from sdjax.requests import Request, Settings, resolve
 from sdjax.sharding import check_mesh, guidance_axis, placer
 from sdjax.variants import BUNDLED, VARIANTS
@@ -42,6 +42,7 @@ __all__ = [
     "Conditioning",
     "Control",
     "ControlInput",
+    "Drawing",
     "Known",
     "Output",
     "Pipeline",
@@ -49,6 +50,7 @@ __all__ = [
     "Table",
     "Text",
     "Tokens",
+    "Weights",
     "decode",
     "denoise",
     "encode",
@@ -338,26 +340,42 @@ class Pipeline:
         }
         return resolve(self.checkpoint, prompt, negative_prompt, filled)
 
-    def prepare(self, request: Request) -> Batch:
-        """Everything that the loop needs to draw a request, a row of the batch for each picture."""
-        return prepare(self.checkpoint, *self._model(request), request)
+    def weights(self, request: Request) -> Weights:
+        """Read the adapters and ControlNets that a request names, as their files are now.
 
-    def denoise(self, request: Request, batch: Batch, start: ArrayLike, stop: ArrayLike) -> Array:
+        Raises:
+            CheckpointError: a file can't be read, or is for another kind of model.
+        """
+        merged = self._merged(request.loras)
+        return with_controlnets(Weights(self.definition, merged.params, merged.key), request.controls)
+
+    def prepare(self, request: Request, weights: Weights | None = None) -> Drawing:
+        """Make all that the loop needs to draw a request, a row of the batch for each picture.
+
+        Args:
+            request: of `resolve`.
+            weights: of another request with the same adapters and ControlNets, for both to be drawn with the same; None
+                reads them now. Files that are replaced afterwards change nothing of the drawing.
+        """
+        return prepare(self.checkpoint, self.weights(request) if weights is None else weights, request)
+
+    def denoise(self, drawing: Drawing, start: ArrayLike, stop: ArrayLike) -> Drawing:
         """Walk each row of a batch through rows `start` to `stop`, (batch,) int32, of its table; see `denoise`.
 
         Args:
-            request: any of those in the batch; they have the ControlNets in common.
-            batch: its state is donated: use the one that comes back.
+            drawing: its state is donated: use the one that comes back.
             start: of each row; one whose `start` is not before its `stop` stands still.
             stop: likewise.
 
         Returns:
-            The state after it.
+            The drawing after it.
         """
-        axis = guidance_axis(self.params, len(batch.cond.weights))
+        batch = drawing.batch
+        axis = guidance_axis(drawing.params, len(batch.cond.weights))
         bounds = np.asarray(start), np.asarray(stop)
         arrays = batch.cond, batch.state, batch.table, *bounds
-        return compiled.denoise(*self._model(request), *arrays, guidance_axis=axis)
+        state = compiled.denoise(drawing.definition, drawing.params, *arrays, guidance_axis=axis)
+        return drawing._replace(batch=batch._replace(state=state))
 
     def finish(self, request: Request, latents: ArrayLike) -> list[Image.Image]:
         """Decode a request's final latents, one row a picture, and paste what its mask repaints into the input.
@@ -374,18 +392,15 @@ class Pipeline:
             return list(pictures)
         return [pasted(canvas, picture) for canvas, picture in zip(request.canvases, pictures, strict=True)]
 
-    def _model(self, request: Request) -> tuple[Definition, Params]:
-        return with_controlnets(self.definition, self._merged(request.loras), request.controls)
-
     def _denoised(self, request: Request, progress: Progress | bool | None) -> Array:
-        batch = self.prepare(request)
+        drawing = self.prepare(request)
         rows = np.ones(len(request.seeds), np.int32)
         with _reporting(progress) as report:
             for start, stop in _slices(request.table.step, request.first_row, request.stop_row, report):
-                batch = batch._replace(state=self.denoise(request, batch, start * rows, stop * rows))
+                drawing = self.denoise(drawing, start * rows, stop * rows)
                 if report is not None:
-                    batch.state.block_until_ready()
-        return batch.state[:, 0]
+                    drawing.batch.state.block_until_ready()
+        return drawing.batch.state[:, 0]
 
 
 def _as_int8(path: Sequence[str | int], array: NDArray[Any]) -> Any:

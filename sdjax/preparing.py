@@ -1,9 +1,9 @@
 """From a checked request to the arrays that the loop takes."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,33 +32,67 @@ def _start_state(scale: Array, noise: Array, signal: Array, under: Array) -> Arr
     return start_state(scale, noise, signal * under)
 
 
-def with_controlnets(definition: Definition, params: Params, controls: Sequence[Steering]) -> tuple[Definition, Params]:
-    """The same model with ControlNets at its side."""
+class Weights(NamedTuple):
+    """What a request is drawn with: a model, with the adapters and ControlNets that the request names.
+
+    Attributes:
+        definition: with the ControlNets.
+        params: with the adapters merged, and the ControlNets' own.
+        key: equal where rows may share a batch: for adapters of equal contents and weights, and the same ControlNets.
+    """
+
+    definition: Definition
+    params: Params
+    key: Hashable
+
+
+class Drawing(NamedTuple):
+    """A drawing under way: everything that the loop needs, so that nothing is looked up between two slices."""
+
+    weights: Weights
+    batch: Batch
+
+    @property
+    def definition(self) -> Definition:
+        """Static: the models, ControlNets among them."""
+        return self.weights.definition
+
+    @property
+    def params(self) -> Params:
+        """The parameters of all of them."""
+        return self.weights.params
+
+
+def with_controlnets(weights: Weights, controls: Sequence[Steering]) -> Weights:
+    """The same model with ControlNets at its side, read now."""
     if not controls:
-        return definition, params
+        return weights
+    definition, params, key = weights
     named, trees = [], {}
     place = placer(mesh_of(params))
     for i, control in enumerate(controls):
-        net, weights, config = load_controlnet(control.model, dtype=definition.dtype, place=place)
+        net, tree, config = load_controlnet(control.model, dtype=definition.dtype, place=place)
         unet = definition.unet_config
         for field in ("block_out_channels", "layers_per_block", "cross_attention_dim"):
             ours, theirs = getattr(unet, field), getattr(config.unet, field)
             if ours != theirs:
                 raise RequestError(f"{control.model} is for another model: its {field} is {theirs}, this one's {ours}")
         named.append((f"controlnet_{i}", net))
-        trees[f"controlnet_{i}"] = weights
-    return replace(definition, controlnets=tuple(named)), FrozenDict({**params, **trees})
+        trees[f"controlnet_{i}"] = tree
+    # A folder that has not changed gives the same tree, which lives as long as the drawings that have it.
+    key = (key, tuple(map(id, trees.values())))
+    return Weights(replace(definition, controlnets=tuple(named)), FrozenDict({**params, **trees}), key)
 
 
-def prepare(checkpoint: Checkpoint, definition: Definition, params: Params, request: Request) -> Batch:
+def prepare(checkpoint: Checkpoint, weights: Weights, request: Request) -> Drawing:
     """Encode words and pictures, draw the start noise, lay out the sampler: every picture of the request a row.
 
     Args:
         checkpoint: the request's.
-        definition: with the ControlNets that the request names.
-        params: with their weights.
+        weights: that the request is drawn with.
         request: of `sdjax.requests.resolve`.
     """
+    definition, params = weights.definition, weights.params
     batch = len(request.seeds)
     keys = jax.device_put(seed_keys(request.seeds))
     walk, first = request.table, request.first_row
@@ -67,13 +101,14 @@ def prepare(checkpoint: Checkpoint, definition: Definition, params: Params, requ
     scale = 1.0 if request.resumes else float(walk.init_noise if first == 0 else walk.noise[first])
     signal = 0.0 if first == 0 else float(walk.signal[first])
     stacked = stack_tables([walk] * batch, 2 * checkpoint.scheduler.num_train_timesteps)
-    return Batch(
+    made = Batch(
         cond=_conditioning(checkpoint, definition, params, request, known, extra, keys),
         state=_start_state(np.full(batch, scale, np.float32), noise, np.float32(signal), under),
         table=jax.device_put(stacked),
         start=jax.device_put(np.full(batch, first, np.int32)),
         stop=jax.device_put(np.full(batch, request.stop_row, np.int32)),
     )
+    return Drawing(weights, made)
 
 
 def _pictures(definition: Definition, params: Params, request: Request, noise: Array) -> tuple[Known, Array, Array]:

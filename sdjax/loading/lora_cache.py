@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from sdjax.errors import CheckpointError, RequestError
 from sdjax.loading.lora import Adapter, apply_lora, checked_weight, refuse_int8
@@ -18,7 +18,14 @@ Stamp: TypeAlias = tuple[tuple[str, int, int, int, int], ...]
 ADAPTERS_KEPT, MERGES_KEPT, EMBEDDINGS_KEPT = 8, 2, 64
 
 
-def lora_merger(params: Params) -> Callable[[Loras], Params]:
+class Merged(NamedTuple):
+    """Parameters with LoRAs in them. `key` is equal for LoRAs of equal contents and weights, in the same order."""
+
+    params: Params
+    key: tuple[tuple[str, float], ...]
+
+
+def lora_merger(params: Params) -> Callable[[Loras], Merged]:
     """Make the function that gives a model's parameters with some LoRAs in them.
 
     It keeps the last few adapters, and the last two merges (which share all untouched arrays with `params`). Both are
@@ -29,7 +36,7 @@ def lora_merger(params: Params) -> Callable[[Loras], Params]:
         params: of the whole pipeline; they are never written to.
 
     Returns:
-        merged(loras) -> params. Without loras, or where all weights are 0, it gives the very same `params`. It raises
+        merged(loras) -> Merged. Without loras, or where all weights are 0, it has the very same `params`. It raises
         RequestError for what is not a list of (path, finite weight), and CheckpointError as `read_lora` does.
     """
 
@@ -38,15 +45,16 @@ def lora_merger(params: Params) -> Callable[[Loras], Params]:
         return read_lora(path, params)
 
     @lru_cache(MERGES_KEPT)
-    def merge(loras: tuple[tuple[Path, Stamp, float], ...]) -> Params:
-        return apply_lora(params, [(adapter(path, stamp), weight) for path, stamp, weight in loras])
+    def merge(adapters: tuple[tuple[Adapter, float], ...]) -> Params:
+        return apply_lora(params, adapters)
 
-    def merged(loras: Loras) -> Params:
-        stamped = tuple((path, _stamp(path), weight) for path, weight in checked_loras(loras))
+    def merged(loras: Loras) -> Merged:
+        stamped = [(path, _stamp(path), weight) for path, weight in checked_loras(loras)]
         if not stamped:
-            return params
+            return Merged(params, ())
         refuse_int8(params)
-        return merge(stamped)
+        adapters = tuple((adapter(path, stamp), weight) for path, stamp, weight in stamped)
+        return Merged(merge(adapters), tuple((adapter.digest, weight) for adapter, weight in adapters if weight))
 
     return merged
 

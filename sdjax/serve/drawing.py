@@ -5,7 +5,7 @@ value that nobody writes into, so a slice that failed can be tried again from wh
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from PIL import Image
 from sdjax.batch import Batch, join
 from sdjax.errors import RequestError
 from sdjax.limits import LAST_SEED
-from sdjax.pipeline import Pipeline
+from sdjax.pipeline import Drawing, Pipeline, Weights
 from sdjax.requests import Request
 from sdjax.serve.store import Store
 
@@ -29,22 +29,26 @@ _join = jax.jit(join)
 class Key(NamedTuple):
     """What rows of one batch have in common.
 
-    weights: the adapters that are merged into the model's.
+    weights: the key of what they are drawn with, adapters among it: by their contents, not by their files' names.
     shapes: of all arrays: what programs are compiled for.
     """
 
-    weights: tuple[tuple[str, float], ...]
+    weights: Hashable
     shapes: Any
 
 
 class Row(NamedTuple):
-    """One picture on its way: `batch` has it alone, `at` is the row of the sampler's table that comes next."""
+    """One picture on its way: `batch` has it alone, `at` is the row of the sampler's table that comes next.
+
+    `weights` are what all pictures of its job are drawn with, to the end, whatever becomes of the adapters' files.
+    """
 
     job_id: str
     number: int
     request: Request
     batch: Batch
     at: int
+    weights: Weights
 
     @property
     def steps(self) -> int:
@@ -102,21 +106,19 @@ def requests(pipe: Pipeline, store: Store, asked: Mapping[str, Any]) -> list[Req
     return [replace(first, seeds=(seed,)) for seed in seeds]
 
 
-def prepare(pipe: Pipeline, job_id: str, number: int, request: Request) -> Row:
-    """Make the arrays of one picture."""
-    return Row(job_id, number, request, pipe.prepare(request), request.first_row)
+def prepare(pipe: Pipeline, job_id: str, requests: Sequence[Request]) -> list[Row]:
+    """Make the arrays of all pictures of a job, whose requests differ in their seeds alone. Adapters are read once."""
+    weights = pipe.weights(requests[0])
+    return [
+        Row(job_id, number, request, pipe.prepare(request, weights).batch, request.first_row, weights)
+        for number, request in enumerate(requests)
+    ]
 
 
-def key(row: Row, adapters: Sequence[Mapping[str, Any]]) -> Key:
-    """What a row must have in common with those that it shares a batch with.
-
-    Args:
-        row: of a job.
-        adapters: the `loras` of its request.
-    """
+def key(row: Row) -> Key:
+    """What a row must have in common with those that it shares a batch with."""
     leaves, structure = jax.tree.flatten(row.batch)
-    weights = tuple((adapter["path"], adapter["strength"]) for adapter in adapters)
-    return Key(weights, (structure, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)))
+    return Key(row.weights.key, (structure, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)))
 
 
 def walk(pipe: Pipeline, rows: Sequence[Row], size: int, calls: int) -> tuple[list[Row], list[bool]]:
@@ -133,10 +135,10 @@ def walk(pipe: Pipeline, rows: Sequence[Row], size: int, calls: int) -> tuple[li
     stop = np.zeros(size, np.int32)
     for i, row in enumerate(rows):
         start[i], stop[i] = row.at, min(row.at + calls, row.request.stop_row)
-    state = pipe.denoise(rows[0].request, batch, start, stop)
-    states, finite = _apart(state, size)
-    after = [row._replace(batch=row.batch._replace(state=states[i]), at=int(stop[i])) for i, row in enumerate(rows)]
-    return after, [bool(x) for x in np.asarray(finite)[: len(rows)]]
+    after = pipe.denoise(Drawing(rows[0].weights, batch), start, stop)
+    states, finite = _apart(after.batch.state, size)
+    moved = [row._replace(batch=row.batch._replace(state=states[i]), at=int(stop[i])) for i, row in enumerate(rows)]
+    return moved, [bool(x) for x in np.asarray(finite)[: len(rows)]]
 
 
 def first_step_not_finite(pipe: Pipeline, row: Row) -> int:

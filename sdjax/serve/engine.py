@@ -230,7 +230,7 @@ class GenerationEngine:
             return self._until is None
 
         for row in foreseen(self.pipe, self._sizes):
-            key = drawing.key(row, ())
+            key = drawing.key(row)
             size: int | None = self._programs.sizes[0]
             while size is not None:
                 try:

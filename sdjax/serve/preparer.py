@@ -88,10 +88,10 @@ class Preparer:
         with about_job(job.id):
             try:
                 asked = drawing.requests(pipe, self._store, job.request)
-                rows = [drawing.prepare(pipe, job.id, i, request) for i, request in enumerate(asked)]
+                rows = drawing.prepare(pipe, job.id, asked)
                 for leaf in jax.tree.leaves([row.batch for row in rows]):
                     leaf.block_until_ready()
-                key = drawing.key(rows[0], job.request.get("loras") or ())
+                key = drawing.key(rows[0])
             except StorageError as error:
                 if tries + 1 < STORAGE_TRIES:
                     logger.warning("its pictures can't be read now, and are tried again: %s", reason(error))

@@ -29,5 +29,5 @@ def foreseen(pipe: Pipeline, sizes: Sequence[tuple[int, int]]) -> Iterator[Row]:
                 request = pipe.resolve(
                     "", "", guidance_scale=guidance_scale, steps=2, seed=0, width=width, height=height, **given
                 )
-                row = drawing.prepare(pipe, "", 0, request)
+                (row,) = drawing.prepare(pipe, "", [request])
             yield row

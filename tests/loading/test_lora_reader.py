@@ -315,7 +315,11 @@ def test_right_files_are_what_numpy_makes_of_them(tmp_path, rank, alpha, dtype):
 
 
 def test_a_file_that_is_replaced_in_place_is_read_again(tmp_path):
-    merged = lora_merger(PARAMS)
+    merger = lora_merger(PARAMS)
+
+    def merged(loras):
+        return merger(loras).params
+
     file = write(pair(), tmp_path / "style.safetensors")
     first = merged([(file, 1.0)])
     assert merged([(str(file), 1)]) is first
@@ -334,7 +338,11 @@ def test_a_file_that_is_replaced_in_place_is_read_again(tmp_path):
 
 
 def test_no_loras_are_the_same_parameters(tmp_path):
-    merged = lora_merger(PARAMS)
+    merger = lora_merger(PARAMS)
+
+    def merged(loras):
+        return merger(loras).params
+
     file = write(pair(), tmp_path / "style.safetensors")
     assert merged([]) is PARAMS
     assert merged(()) is PARAMS

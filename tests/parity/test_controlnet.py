@@ -1,5 +1,7 @@
 """ControlNets against diffusers: one and several, scales, shares of the steps, guess mode."""
 
+import shutil
+
 import diffusers
 import numpy as np
 import pytest
@@ -104,6 +106,25 @@ def test_another_scale_or_share_of_the_steps_compiles_nothing(controlled, compil
     drawn(pipe, [ControlInput(folders[0], PICTURES[1], -0.3, guess=True)])
     drawn(pipe, [(folders[1], PICTURES[1], 0.5)])
     assert compilations == []
+
+
+def test_a_controlnet_replaced_between_two_slices_changes_nothing_of_that_call(controlled, tmp_path):
+    _, _, pipe, folders = controlled
+    folder = shutil.copytree(folders[0], tmp_path / "net")
+
+    def replace(done, _):
+        if done == 1:
+            shutil.copytree(folders[1], folder, dirs_exist_ok=True)
+
+    def latents(net, progress=None):
+        return pipe(
+            PROMPT, control=[(net, PICTURES[0], 1.0)], steps=6, seed=1, output="latents", progress=progress, **SETTINGS
+        ).images
+
+    before, after = (latents(net, lambda *_: None) for net in folders)
+    np.testing.assert_array_equal(latents(folder, replace), before)
+    np.testing.assert_array_equal(latents(folder, lambda *_: None), after)
+    assert np.abs(after - before).max() > 0.01
 
 
 def test_a_controlnet_of_another_model_is_refused(controlled, tmp_path):

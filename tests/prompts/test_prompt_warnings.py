@@ -159,6 +159,7 @@ def test_the_tag_of_a_lora_never_reaches_the_text_encoder(tiny):
     assert request.prompts == ("a red circle ",)
     assert request.negative_prompts == ("a star ",)
     ids = [
-        tiny.prepare(tiny.resolve(text, seed=1)).cond.context for text in ("a red <lora:x:0.8>circle", "a red circle")
+        tiny.prepare(tiny.resolve(text, seed=1)).batch.cond.context
+        for text in ("a red <lora:x:0.8>circle", "a red circle")
     ]
     np.testing.assert_array_equal(*ids)

@@ -49,7 +49,7 @@ def test_every_job_gets_the_librarys_picture_in_any_mix(pipe, store, start, subm
 
 def test_a_seed_gives_the_same_latents_in_any_batch(pipe):
     asked = [{**REQUEST, "seed": seed, "steps": 4 + seed, "guidance_scale": 2.0 + seed} for seed in range(2)]
-    rows = [drawing.prepare(pipe, "", 0, *drawing.requests(pipe, None, each)) for each in asked]
+    rows = [row for each in asked for row in drawing.prepare(pipe, "", drawing.requests(pipe, None, each))]
     together, finite = drawing.walk(pipe, rows, 2, 4)
     assert finite == [True, True]
     for row, batched in zip(rows, together, strict=True):

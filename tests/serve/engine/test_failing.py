@@ -18,12 +18,12 @@ from tests.serve.engine.jobs import REQUEST, drawn_by_library, pixels
 def test_numbers_that_are_not_finite_are_an_error_that_names_the_step(pipe, store, start, submit, ended, monkeypatch):
     prepare = drawing.prepare
 
-    def poisoned(pipe, job_id, number, request):
-        row = prepare(pipe, job_id, number, request)
-        if request.seeds != (13,):
-            return row
+    def poisoned(pipe, job_id, requests):
+        (row,) = prepare(pipe, job_id, requests)
+        if row.request.seeds != (13,):
+            return [row]
         table = row.batch.table
-        return row._replace(batch=row.batch._replace(table=table._replace(B=table.B.at[0, 4].set(jnp.nan))))
+        return [row._replace(batch=row.batch._replace(table=table._replace(B=table.B.at[0, 4].set(jnp.nan))))]
 
     monkeypatch.setattr(drawing, "prepare", poisoned)
     start()
