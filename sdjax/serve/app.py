@@ -79,6 +79,7 @@ def create_app(settings: Settings, store: Store, boot: Boot) -> Starlette:
         async with anyio.create_task_group() as group:
             group.start_soon(_lasting, partial(_follow, front))
             group.start_soon(front.metrics.watch_lag)
+            group.start_soon(_lasting, front.decoder.start)
             group.start_soon(_lasting, partial(_retain, settings, store))
             if settings.callback_url:
                 group.start_soon(_lasting, partial(_beat, front, settings.callback_url))
@@ -114,6 +115,7 @@ async def drain(front: Front) -> None:
         if front.worker.engine is not None:
             await to_thread.run_sync(front.worker.engine.drain, front.settings.drain)
     finally:
+        await front.decoder.close()
         front.registry.close_streams()
     if front.settings.callback_url:
         await say_goodbye(front.settings.callback_url, await _beat_data(front))

@@ -13,33 +13,45 @@ from sdjax.serve.problems import ProblemError, answer, invalid, shown
 
 ARRIVES_WITHIN = 60.0
 """Seconds that a body may take: a client that stops sending doesn't hold its connection for ever."""
+SMALL, LARGE_AT_ONCE = 1 << 16, 8
+COME_BACK = {"Retry-After": "10", "Connection": "close"}
 LINGER_SECONDS, LINGER_BYTES = 2.0, 1 << 28
 LONGEST_NUMBER = 400
 """Digits beyond which a whole number is infinite to us: Python refuses to read thousands of them."""
 
 
 class BodyLimit:
-    """Refuse bodies beyond `limit` bytes with 413, by what they declare or, where that is absent, as they arrive."""
+    """Refuse bodies beyond `limit` bytes with 413, by what they declare or, where that is absent, as they arrive.
+
+    Large bodies that are arriving may hold `LARGE_AT_ONCE * limit` bytes together; one beyond that is answered 503.
+    """
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self.app = app
         self.limit = limit
+        self._arriving = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        total = 0
+        total = held = 0
         is_refused = False
 
         async def counted() -> Message:
-            nonlocal total, is_refused
+            nonlocal total, held, is_refused
             message = await receive()
             total += len(message.get("body", b""))
             if total > self.limit:
                 is_refused = True
                 raise self._too_large()
+            holds = max(0, total - SMALL) if message.get("more_body") else 0
+            self._arriving += holds - held
+            held = holds
+            if held and self._arriving > LARGE_AT_ONCE * self.limit:
+                is_refused = True
+                raise ProblemError(503, "busy", "too many large bodies arrive at once", headers=COME_BACK)
             return message
 
         async def lingering(message: Message) -> None:
@@ -54,7 +66,10 @@ class BodyLimit:
             is_refused = True
             await answer(self._too_large(), scope)(scope, receive, lingering)
             return
-        await self.app(scope, counted, lingering)
+        try:
+            await self.app(scope, counted, lingering)
+        finally:
+            self._arriving -= held
 
     def _too_large(self) -> ProblemError:
         return ProblemError(

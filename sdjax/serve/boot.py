@@ -1,6 +1,9 @@
 """From settings to a running server: the store, the model, the engine, and the front."""
 
 import gc
+import logging
+import os
+import sys
 
 from sdjax.serve.app import create_app
 from sdjax.serve.front import Worker
@@ -27,6 +30,19 @@ def serve_until_stopped(settings: Settings) -> None:
         load(settings, store, worker)
 
     serve(create_app(settings, store, boot), settings, listener)
+    _end()
+
+
+def _end() -> None:
+    """End the process well, now that all is drained and stored.
+
+    A thread may be inside XLA still, since a compilation can't be interrupted. Python's own end would take it from
+    under that thread, and C++ aborts the process then.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def load(settings: Settings, store: Store, worker: Worker) -> None:

@@ -7,6 +7,7 @@ from typing import Literal, Protocol, TypeAlias
 import anyio
 from starlette.requests import Request
 
+from sdjax.serve.decoder import Decoder
 from sdjax.serve.metrics import Metrics
 from sdjax.serve.problems import ProblemError
 from sdjax.serve.queue import RequestQueue
@@ -16,7 +17,7 @@ from sdjax.serve.settings import Settings
 from sdjax.serve.stats import Stats
 
 SUBMITTERS = 4
-"""Requests that are decoded at a time: each may hold a body and its pictures in memory."""
+"""Requests that are checked and stored at a time."""
 
 Status: TypeAlias = Literal["starting", "ready", "draining", "error"]
 
@@ -52,7 +53,7 @@ class Worker:
 
 @dataclass(frozen=True)
 class Front:
-    """The parts of a server; `submitters` counts the threads in which requests are decoded.
+    """The parts of a server; `submitters` counts the threads in which requests are checked and stored.
 
     `link_secret` signs links to pictures, which open without a key; None where no key is asked for.
     """
@@ -63,6 +64,7 @@ class Front:
     metrics: Metrics
     worker: Worker
     link_secret: bytes | None = None
+    decoder: Decoder = field(default_factory=Decoder)
     submitters: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(SUBMITTERS))
 
     def model(self) -> ServedModel:

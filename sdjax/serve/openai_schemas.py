@@ -14,9 +14,8 @@ from PIL import Image, ImageOps
 from pydantic import Field, ValidationError
 
 from sdjax.limits import JOB_IMAGES
-from sdjax.serve.pictures import Limits, PictureError, read_picture, write_picture
+from sdjax.serve.pictures import Given, write_picture
 from sdjax.serve.problems import ProblemError, invalid, shown
-from sdjax.serve.queue import MASK
 from sdjax.serve.schemas import (
     WHOLE,
     Format,
@@ -134,25 +133,30 @@ def generation_job(params: Generation, model: ServedModel) -> ImageGeneration | 
 
 
 def edit_job(
-    params: Edit, image: bytes, mask: bytes | None, model: ServedModel
-) -> ImageGeneration | ImageTransform | ImageInpaint:
-    """The job of an edit. A mask's fully transparent pixels are repainted: the opposite of our own masks."""
-    picture = _read("image", image)
+    params: Edit, image: Given, mask: Given | None, model: ServedModel
+) -> tuple[ImageGeneration | ImageTransform | ImageInpaint, dict[str, Given]]:
+    """The job of an edit, and its pictures by the job's fields.
+
+    A mask's fully transparent pixels are repainted: the opposite of our own masks.
+    """
     width, height = _size(params.size)
     if width is not None and height is not None:
-        picture = ImageOps.exif_transpose(picture).resize((width, height), Image.Resampling.LANCZOS)
-        image = write_picture(picture, "png")
+        picture = ImageOps.exif_transpose(image.picture).resize((width, height), Image.Resampling.LANCZOS)
+        image = Given(write_picture(picture, "png"), picture)
     job = {**_common(params, model), "strength": params.strength}
     if mask is None:
-        return job_request({**job, "operation": "image_transform", "input_image": _base64(image)})
-    covered = _read("mask", mask, MASK)
+        wanted = job_request({**job, "operation": "image_transform", "input_image": _base64(image.data)})
+        return wanted, {"input_image": image}
+    covered = mask.picture
     if "A" not in covered.getbands() and "transparency" not in covered.info:
         raise invalid("mask", "mask must have transparency: what is fully transparent is repainted")
     alpha = np.asarray(covered.convert("RGBA").getchannel("A"))
-    white = Image.fromarray(np.where(alpha == 0, 255, 0).astype(np.uint8))
+    painted = Image.fromarray(np.where(alpha == 0, 255, 0).astype(np.uint8))
+    white = Given(write_picture(painted, "png"), painted)
     strength = MASKED_STRENGTH if params.strength is None else params.strength
-    painted = {"init_image": _base64(image), "mask_image": _base64(write_picture(white, "png"))}
-    return job_request({**job, "operation": "image_inpaint", "strength": strength, **painted})
+    files = {"init_image": _base64(image.data), "mask_image": _base64(white.data)}
+    wanted = job_request({**job, "operation": "image_inpaint", "strength": strength, **files})
+    return wanted, {"init_image": image, "mask_image": white}
 
 
 def _common(params: ImageParams, model: ServedModel) -> dict[str, Any]:
@@ -189,13 +193,6 @@ def _size(text: str | None) -> tuple[int | None, int | None]:
     if match is None:
         raise invalid("size", f"size must be like 512x512 (width x height) or auto, not {shown(text)}")
     return int(match[1]), int(match[2])
-
-
-def _read(name: str, data: bytes, limits: Limits = Limits()) -> Image.Image:  # noqa: B008 (immutable)
-    try:
-        return read_picture(data, limits)
-    except PictureError as error:
-        raise invalid(name, f"{name}: {error}") from None
 
 
 def _base64(data: bytes) -> str:

@@ -5,14 +5,17 @@ import secrets
 import threading
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any
 
+from anyio import to_thread
 from PIL import Image
 
 from sdjax.errors import SdjaxError
 from sdjax.limits import JOB_MULTIPLE, MAX_SIDE
 from sdjax.serve.buckets import bucket
-from sdjax.serve.pictures import Limits, PictureError, from_base64, read_picture
+from sdjax.serve.decoder import Decoder
+from sdjax.serve.pictures import ORIENTATION, Given, Limits, PictureError, from_base64
 from sdjax.serve.problems import ProblemError, invalid, shown
 from sdjax.serve.schemas import ImageGeneration, ImageInpaint, ImageTransform, Lora
 from sdjax.serve.served import ServedModel
@@ -21,6 +24,10 @@ from sdjax.serve.store import Job, QueueFullError, Store
 STRENGTH = 0.8
 MASK = Limits(least_side=1)
 """A mask is stretched over its picture, so it may be small."""
+PICTURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"image_transform": ("input_image",), "image_inpaint": ("init_image", "mask_image")}
+)
+"""The fields that hold pictures, by operation; the first gives the size."""
 RECENT = 0.2
 """Weight of the newest job in the mean of how long jobs take."""
 LONGEST_RETRY = 600
@@ -50,18 +57,26 @@ class RequestQueue:
         self,
         wanted: ImageGeneration | ImageTransform | ImageInpaint,
         model: ServedModel,
+        pictures: Mapping[str, Given] = MappingProxyType({}),
         *,
         owner: str = "",
         idempotency_key: str | None = None,
     ) -> Job:
-        """Check a request against the model and put it into the queue. It decodes pictures and writes to the disk: not
-        for an event loop's thread.
+        """Check a request against the model and put it into the queue. It writes to the disk: not for an event loop's
+        thread.
+
+        Args:
+            wanted: the request.
+            model: what is served.
+            pictures: those of the request, by its fields; see `read_pictures`.
+            owner: whose job it becomes.
+            idempotency_key: a second request with it is answered with the first one's job.
 
         Raises:
             ProblemError: something is wrong with it (409, 422), or the queue is full (429).
         """
         _check_model(wanted.model, model)
-        request, blobs = resolved(wanted, model, self._lora_dir)
+        request, blobs = resolved(wanted, model, pictures, self._lora_dir)
         try:
             return self._store.submit(
                 request,
@@ -83,8 +98,28 @@ class RequestQueue:
             self._seconds = seconds if known is None else known + RECENT * (seconds - known)
 
 
+async def read_pictures(wanted: ImageGeneration | ImageTransform | ImageInpaint, decoder: Decoder) -> dict[str, Given]:
+    """Decode the pictures of a request.
+
+    Raises:
+        ProblemError: one is none that we take (422), or the decoder is busy (503).
+    """
+    found = {}
+    for name in PICTURES.get(wanted.operation, ()):
+        try:
+            data = await to_thread.run_sync(from_base64, getattr(wanted, name))
+            picture = await decoder.read(data, MASK if name == "mask_image" else Limits())
+        except PictureError as error:
+            raise invalid(name, f"{name}: {error}") from None
+        found[name] = Given(data, picture)
+    return found
+
+
 def resolved(
-    wanted: ImageGeneration | ImageTransform | ImageInpaint, model: ServedModel, lora_dir: Path | None
+    wanted: ImageGeneration | ImageTransform | ImageInpaint,
+    model: ServedModel,
+    given: Mapping[str, Given],
+    lora_dir: Path | None,
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Fill in every default, and take the pictures out: the request as the store keeps it, and bytes by SHA-256.
 
@@ -116,17 +151,16 @@ def resolved(
         "worker_id": wanted.worker_id,
     }
     blobs: dict[str, bytes] = {}
-    pictures: dict[str, Image.Image] = {}
+    pictures = {name: picture for name, (_, picture) in given.items()}
     if isinstance(wanted, ImageGeneration):
         request["width"] = _side("width", wanted.width, model)
         request["height"] = _side("height", wanted.height, model)
     else:
-        names = ("input_image",) if isinstance(wanted, ImageTransform) else ("init_image", "mask_image")
         request["strength"] = STRENGTH if wanted.strength is None else wanted.strength
+        names = PICTURES[wanted.operation]
         for name in names:
-            data, pictures[name] = _picture(name, getattr(wanted, name))
-            digest = hashlib.sha256(data).hexdigest()
-            blobs[digest] = data
+            digest = hashlib.sha256(given[name].data).hexdigest()
+            blobs[digest] = given[name].data
             request[name] = {"blob": digest}
         request["width"], request["height"] = _fitted(names[0], pictures[names[0]])
     try:
@@ -181,23 +215,11 @@ def _side(name: str, value: int | None, model: ServedModel) -> int:
     return side
 
 
-def _picture(name: str, text: str) -> tuple[bytes, Image.Image]:
-    try:
-        data = from_base64(text)
-        return data, read_picture(data, MASK if name == "mask_image" else Limits())
-    except PictureError as error:
-        raise invalid(name, f"{name}: {error}") from None
-
-
 def _fitted(name: str, picture: Image.Image) -> tuple[int, int]:
     """The size that a picture is drawn at: its own, within what is allowed. Photos may say that they are turned."""
-    sides = picture.size[::-1] if picture.getexif().get(ORIENTATION, 1) >= 5 else picture.size
+    sides = picture.size[::-1] if picture.getexif().get(ORIENTATION) in (5, 6, 7, 8) else picture.size
     shrink = min(1.0, MAX_SIDE / max(sides))
     width, height = (int(side * shrink) // JOB_MULTIPLE * JOB_MULTIPLE for side in sides)
     if min(width, height) < Limits().least_side:
         raise invalid(name, f"{name}: it is {picture.width}x{picture.height}, too long and thin to be drawn")
     return width, height
-
-
-ORIENTATION = 0x0112
-"""The EXIF tag; values from 5 on exchange width and height."""

@@ -156,3 +156,17 @@ def test_where_every_connection_has_a_request_a_new_one_is_told_to_come_back(ser
     for reader in readers:
         reader.close()
     server.engine.go.set()
+
+
+def test_large_bodies_that_never_end_leave_room_for_others(serve):
+    size = 1 << 20
+    server = serve(max_body=size)
+    head = b"POST /v1/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % size
+    held = [connect(server) for _ in range(bodies.LARGE_AT_ONCE + 2)]
+    for connection in held:
+        connection.sendall(head + b" " * (size - 1))
+    assert held[-1].recv(4096).startswith(b"HTTP/1.1 503")
+    assert server.submit()
+    for connection in held:
+        connection.close()
+    wait_for(lambda: server.client.post("/v1/jobs", content=b" " * (size - 1)).status_code == 400)

@@ -251,6 +251,24 @@ def test_what_the_model_can_not_do_is_refused_before_the_job_waits(server):
     assert "at least" in answer.json()["error"]["message"]
 
 
+def test_a_photo_with_others_behind_it_is_taken_as_its_first(server):
+    file = io.BytesIO()
+    frames = [Image.new("RGB", (64, 64), color) for color in ("red", "green")]
+    frames[0].save(file, "MPO", save_all=True, append_images=frames[1:])
+    job_id = server.client.post("/v1/jobs", json=request("image_transform", input_image=as_base64(file.getvalue())))
+    path = f"/v1/jobs/{job_id.json()['job_id']}/inputs/input_image"
+    assert server.client.get(path).headers["content-type"] == "image/jpeg"
+
+
+@pytest.mark.parametrize("turn", [0, 9, 99, 2**16 - 1])
+def test_a_turn_that_there_is_not_is_none(server, turn):
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    body = request("image_transform", input_image=as_base64(picture(128, 64, "JPEG", exif=exif)))
+    job = server.job(server.client.post("/v1/jobs", json=body).json()["job_id"])
+    assert (job["request"]["width"], job["request"]["height"]) == (128, 64)
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
 def test_pictures_of_every_mode_are_taken(server, mode):
     body = request("image_transform", input_image=as_base64(picture(mode=mode)))

@@ -12,6 +12,7 @@ from sdjax.serve.front import Front, front_of, owner_of, viewer_of
 from sdjax.serve.logs import about_job
 from sdjax.serve.pictures import MEDIA_TYPES, media_type
 from sdjax.serve.problems import ProblemError, invalid, shown
+from sdjax.serve.queue import read_pictures
 from sdjax.serve.routes import by_method
 from sdjax.serve.schemas import job_request
 from sdjax.serve.store import FINAL, Job
@@ -36,8 +37,11 @@ async def submit(request: Request) -> Response:
         raise invalid("Idempotency-Key", "Idempotency-Key must have from 1 to 255 characters")
     body = await read_body(request)
 
+    wanted = await to_thread.run_sync(lambda: job_request(parse_object(body)), limiter=front.submitters)
+    pictures = await read_pictures(wanted, front.decoder)
+
     def accept() -> Job:
-        return front.queue.submit(job_request(parse_object(body)), model, owner=owner, idempotency_key=key)
+        return front.queue.submit(wanted, model, pictures, owner=owner, idempotency_key=key)
 
     job = await to_thread.run_sync(accept, limiter=front.submitters)
     with about_job(job.id):

@@ -3,8 +3,8 @@
 import base64
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -14,16 +14,19 @@ from anyio import to_thread
 from PIL import Image
 from sse_starlette import ServerSentEvent
 from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from sdjax.serve.bodies import ARRIVES_WITHIN, parse_object, read_body
+from sdjax.serve import bodies
+from sdjax.serve.bodies import parse_object, read_body
 from sdjax.serve.front import Front, front_of, owner_of
 from sdjax.serve.links import signed
 from sdjax.serve.logs import about_job
 from sdjax.serve.openai_schemas import Edit, Generation, ImageParams, edit_job, generation_job, image_params, renamed
-from sdjax.serve.pictures import write_picture
+from sdjax.serve.pictures import Given, Limits, PictureError, write_picture
 from sdjax.serve.problems import ProblemError, invalid, openai_error, shown
+from sdjax.serve.queue import MASK
 from sdjax.serve.routes import by_method
 from sdjax.serve.schemas import ImageGeneration, ImageInpaint, ImageTransform
 from sdjax.serve.served import ServedModel
@@ -31,6 +34,8 @@ from sdjax.serve.store import FINAL, Event, Job
 from sdjax.serve.stream import event_stream, to_json
 
 LARGEST_FIELD = 1 << 18
+MOST_FILES = 32
+"""Of a form: as many pictures as OpenAI's clients may send, and some more, so that `image` is what the error names."""
 NO_RETRY = {"X-Should-Retry": "false"}
 """OpenAI's clients try again after a 500 unless they are told not to: a job that failed would fail again."""
 CLIENT_LEFT = 499
@@ -71,37 +76,39 @@ class Drawing:
 
 async def generations(request: Request) -> Response:
     """`POST /v1/images/generations`."""
-    model = front_of(request).model()
+    front = front_of(request)
+    model = front.model()
     body = await read_body(request)
 
     def read() -> tuple[Generation, ImageGeneration | ImageTransform | ImageInpaint]:
         params = image_params(Generation, parse_object(body), is_form=False)
         return params, generation_job(params, model)
 
-    return await _draw(request, model, read, "image_generation")
+    with _renamed():
+        params, wanted = await to_thread.run_sync(read, limiter=front.submitters)
+        job = await _submitted(request, model, wanted, {})
+    return await _drawn(request, Drawing(job, params, "image_generation"))
 
 
 async def edits(request: Request) -> Response:
     """`POST /v1/images/edits`, a form with files."""
-    model = front_of(request).model()
-    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        raise invalid("image", "an edit is sent as multipart/form-data, with the picture as the file `image`")
-    try:
-        with anyio.fail_after(ARRIVES_WITHIN):
-            form = await request.form(max_files=4, max_fields=64, max_part_size=LARGEST_FIELD)
-            images, mask, fields = await _files(form)
-    except TimeoutError:
-        raise ProblemError(408, "timeout", f"the body did not arrive within {ARRIVES_WITHIN:g} s") from None
-    finally:
-        await request.close()
+    return await _drawn(request, await _edit(request))
 
-    def read() -> tuple[Edit, ImageGeneration | ImageTransform | ImageInpaint]:
-        params = image_params(Edit, fields, is_form=True)
-        if len(images) != 1:
-            raise invalid("image", f"image must be one picture, not {len(images)}")
-        return params, edit_job(params, images[0], mask, model)
 
-    return await _draw(request, model, read, "image_edit")
+async def _edit(request: Request) -> Drawing:
+    """Submit an edit. Its pictures are let go with the return: who waits for theirs holds no memory."""
+    front = front_of(request)
+    model = front.model()
+    images, mask, fields = await _form(request)
+    params = image_params(Edit, fields, is_form=True)
+    if len(images) != 1:
+        raise invalid("image", f"image must be one picture, not {len(images)}")
+    image = await _picture("image", images[0], Limits(), front)
+    covered = None if mask is None else await _picture("mask", mask, MASK, front)
+    with _renamed():
+        wanted, pictures = await to_thread.run_sync(edit_job, params, image, covered, model, limiter=front.submitters)
+        job = await _submitted(request, model, wanted, pictures)
+    return Drawing(job, params, "image_edit")
 
 
 async def models(request: Request) -> Response:
@@ -120,25 +127,26 @@ async def model(request: Request) -> Response:
     return JSONResponse(_model(front, served))
 
 
-async def _draw(
+async def _submitted(
     request: Request,
     model: ServedModel,
-    read: Callable[[], tuple[ImageParams, ImageGeneration | ImageTransform | ImageInpaint]],
-    prefix: str,
-) -> Response:
-    """Put the job into the queue and answer with what comes of it, as one answer or as a stream."""
+    wanted: ImageGeneration | ImageTransform | ImageInpaint,
+    pictures: Mapping[str, Given],
+) -> Job:
     front, owner = front_of(request), owner_of(request)
 
-    def accept() -> Drawing:
-        try:
-            params, wanted = read()
-            return Drawing(front.queue.submit(wanted, model, owner=owner), params, prefix)
-        except ProblemError as problem:
-            raise renamed(problem) from None
+    def accept() -> Job:
+        return front.queue.submit(wanted, model, pictures, owner=owner)
 
-    drawing = await to_thread.run_sync(accept, limiter=front.submitters)
-    with about_job(drawing.job.id):
-        logger.info("accepted: %s", drawing.job.bucket)
+    job = await to_thread.run_sync(accept, limiter=front.submitters)
+    with about_job(job.id):
+        logger.info("accepted: %s", job.bucket)
+    return job
+
+
+async def _drawn(request: Request, drawing: Drawing) -> Response:
+    """Wait for a job, and answer with what comes of it, as one answer or as a stream."""
+    front = front_of(request)
     if drawing.params.stream:
         return event_stream(_streamed(front, drawing), keep_alive=front.settings.keep_alive)
     try:
@@ -251,6 +259,45 @@ async def _give_up(front: Front, job: Job) -> None:
     with anyio.CancelScope(shield=True):
         if (await front.registry.job(job.id)).state not in FINAL:
             await front.registry.cancel(job)
+
+
+@contextmanager
+def _renamed() -> Iterator[None]:
+    """Name fields in errors as these clients know them."""
+    try:
+        yield
+    except ProblemError as problem:
+        raise renamed(problem) from None
+
+
+async def _picture(name: str, data: bytes, limits: Limits, front: Front) -> Given:
+    try:
+        return Given(data, await front.decoder.read(data, limits))
+    except PictureError as error:
+        raise invalid(name, f"{name}: {error}") from None
+
+
+async def _form(request: Request) -> tuple[list[bytes], bytes | None, dict[str, Any]]:
+    """Pictures, mask and fields of the form that a request holds.
+
+    Raises:
+        ProblemError: it is none, has too many files, or doesn't arrive.
+    """
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise invalid("image", "an edit is sent as multipart/form-data, with the picture as the file `image`")
+    try:
+        with anyio.fail_after(bodies.ARRIVES_WITHIN):
+            form = await request.form(max_files=MOST_FILES, max_fields=64, max_part_size=LARGEST_FIELD)
+            return await _files(form)
+    except HTTPException as error:
+        if "Too many files" in error.detail:
+            raise invalid("image", f"image must be one picture, not more than {MOST_FILES}") from None
+        raise
+    except TimeoutError:
+        message = f"the body did not arrive within {bodies.ARRIVES_WITHIN:g} s"
+        raise ProblemError(408, "timeout", message, headers={"Connection": "close"}) from None
+    finally:
+        await request.close()
 
 
 async def _files(form: FormData) -> tuple[list[bytes], bytes | None, dict[str, Any]]:
