@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdjax.devices.target import Target, local_target
 from sdjax.measuring import summary, timed
-from sdjax.models.attention import attention
-from sdjax.models.flash import Kernel, choose, run
+from sdjax.models.kernels import attend, forms_for
+from sdjax.models.kernels.attention import Library, attention
 
 SHAPES = {
     "SD 1.5, 64 x 64": (2, 4096, 4096, 8, 40),
@@ -38,7 +39,11 @@ def measure(shape: tuple[int, int, int, int, int], dtype: str, repeats: int) -> 
         return jnp.asarray(random.standard_normal((batch, tokens, heads, channels), np.float32), dtype)
 
     arrays = normal(queries), normal(keys), normal(keys)
-    ways = {"the models'": attention, **{kernel.value: partial(run, kernel, causal=False) for kernel in Kernel}}
+    ways = {
+        "the models'": partial(attend, forms_for(local_target())),
+        "cudnn": partial(attention, form=Library("cudnn")),
+        "xla": partial(attention, form=Library("xla")),
+    }
     measured: dict[str, Any] = {}
     for name, way in ways.items():
         try:
@@ -57,8 +62,9 @@ def measure(shape: tuple[int, int, int, int, int], dtype: str, repeats: int) -> 
 def choices(shape: tuple[int, int, int, int, int]) -> list[str]:
     """What is chosen on the generations of GPUs that there are, for a reader to hold against the times."""
     _, queries, keys, _, channels = shape
-    sizes = {"queries": queries, "keys": keys, "channels": channels}
-    return [f"{number}.x {choose(capability=(number, 0), dtype='bfloat16', **sizes).value}" for number in (8, 9)]
+    sizes = {"queries": queries, "keys": keys, "channels": channels, "dtype": "bfloat16", "causal": False}
+    forms = {number: forms_for(Target("gpu", (number, 0))).attention(**sizes) for number in (8, 9)}
+    return [f"{number}.x {form.implementation}" for number, form in forms.items()]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

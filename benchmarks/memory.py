@@ -22,12 +22,12 @@ from benchmarks.cases import Case
 from benchmarks.folders import with_folder
 from benchmarks.models import MODELS
 from benchmarks.sides.ours import build
-from sdjax import compiling
+from sdjax.devices import programs
+from sdjax.devices.xla_flags import set_flags
 from sdjax.generation import decode
 from sdjax.inputs import tile_of
 from sdjax.measuring import forget_peak, peak_bytes, resident_bytes, timed
 from sdjax.pipeline import BUNDLED_FOLDER, Pipeline
-from sdjax.xla_flags import set_flags
 
 
 def load(folder: str | Path, dtype: str, weights: str | None) -> dict[str, int]:
@@ -54,8 +54,8 @@ def decoding(model: str, size: int, dtype: str) -> dict[str, dict[str, float]]:
     latents = jnp.asarray(random_values.normal((1, side, side, definition.vae_config.latent_channels)))
     found = {}
     for name, tile in (("whole", None), ("in tiles", tile_of(definition, True, (size, size)))):
-        compiled = compiling.jit(partial(decode, definition, tile=tile)).lower(params, latents).compile()
-        compiling.give_back_freed()
+        compiled = programs.jit(partial(decode, definition, tile=tile)).lower(params, latents).compile()
+        programs.give_back_freed()
         analysis, before = compiled.memory_analysis(), resident_bytes()
         forget_peak()
         run = timed(lambda decoded=compiled: jax.block_until_ready(decoded(params, latents)))

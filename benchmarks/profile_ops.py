@@ -22,9 +22,12 @@ from torch.nn import functional
 
 from benchmarks import random_values
 from benchmarks.cases import Case
-from sdjax.models import UNet, UNetConfig, VAEConfig, attention, bind, convolution, define, layers, vae
-from sdjax.models.product import multiply
-from sdjax.staging import split
+from sdjax.devices.staging import split
+from sdjax.devices.target import local_target
+from sdjax.models import UNet, UNetConfig, VAEConfig, attention, bind, define, layers, vae
+from sdjax.models.kernels import attend, convolve, forms_for
+
+FORMS = forms_for(local_target())
 
 
 class Operation(NamedTuple):
@@ -54,20 +57,20 @@ def operations(case: Case) -> Counter[Operation]:
         with mock.patch.object(owner, name, call):
             yield
 
-    def attended(query: Any, key: Any, value: Any, **_: Any) -> Operation:
+    def attended(forms: Any, query: Any, key: Any, value: Any, **_: Any) -> Operation:
         return Operation("attention", (query.shape, key.shape))
 
     with ExitStack() as stack:
         for owner, name, describe in (
             (
                 layers,
-                "conv2d",
-                lambda x, weight, *, stride, padding: Operation(
+                "convolve",
+                lambda forms, x, weight, *, stride, padding: Operation(
                     "convolution", (x.shape, weight.shape), (stride, padding)
                 ),
             ),
-            (attention, "attention", attended),
-            (vae, "attention", attended),
+            (attention, "attend", attended),
+            (vae, "attend", attended),
             (layers.Linear, "__call__", lambda self, x: Operation("linear", (x.shape, self.weight.shape))),
             (layers.GroupNorm, "__call__", lambda self, x: Operation("group norm, SiLU", (x.shape,), (self.groups,))),
             (layers.LayerNorm, "__call__", lambda self, x: Operation("layer norm", (x.shape,))),
@@ -133,21 +136,23 @@ def _convolution(arrays: list[Any], tensors: list[torch.Tensor], stride: int, pa
     x, weight = arrays
     picture, kernel = tensors
     kernel = kernel.to(memory_format=torch.channels_last)
-    ours = _compiled(lambda weight, xs: convolution.conv2d(xs[0], weight, stride=stride, padding=padding), weight, x)
+    ours = _compiled(lambda weight, xs: convolve(FORMS, xs[0], weight, stride=stride, padding=padding), weight, x)
     return Sides(ours, lambda: functional.conv2d(_picture(picture), kernel, stride=stride, padding=max(padding)))
 
 
 def _attention(arrays: list[Any], tensors: list[torch.Tensor]) -> Sides:
     """Query and key are given; values are like keys."""
     query, key = arrays
-    ours = _compiled(lambda _, qkv: attention.attention(*qkv), (), query, key, key + 1)
+    ours = _compiled(lambda _, qkv: attend(FORMS, *qkv), (), query, key, key + 1)
     heads_first = [x.transpose(1, 2) for x in (*tensors, tensors[1] + 1)]
     return Sides(ours, lambda: functional.scaled_dot_product_attention(*heads_first))
 
 
 def _linear(arrays: list[Any], tensors: list[torch.Tensor]) -> Sides:
     x, weight = arrays
-    return Sides(_compiled(lambda weight, xs: multiply(xs[0], weight), weight, x), lambda: functional.linear(*tensors))
+    return Sides(
+        _compiled(lambda weight, xs: FORMS.product(xs[0], weight), weight, x), lambda: functional.linear(*tensors)
+    )
 
 
 def _filled(shape: tuple[int, ...], mean: float, deviation: float) -> jax.Array:
@@ -162,7 +167,7 @@ def _normalising(norm: Any, after: Callable[[Any], Any], x: Any) -> Callable[[],
 
 def _group_norm(arrays: list[Any], tensors: list[torch.Tensor], groups: int) -> Sides:
     (x,), (tensor,) = arrays, tensors
-    norm = layers.GroupNorm(groups, x.shape[-1], epsilon=1e-5, dtype=x.dtype, make=_filled)
+    norm = layers.GroupNorm(groups, x.shape[-1], epsilon=1e-5, dtype=x.dtype, forms=FORMS, make=_filled)
     weight = torch.ones(x.shape[-1], dtype=tensor.dtype)
     return Sides(
         _normalising(norm, layers.silu, x),
@@ -172,7 +177,7 @@ def _group_norm(arrays: list[Any], tensors: list[torch.Tensor], groups: int) -> 
 
 def _layer_norm(arrays: list[Any], tensors: list[torch.Tensor]) -> Sides:
     (x,), (tensor,) = arrays, tensors
-    norm = layers.LayerNorm(x.shape[-1], epsilon=1e-5, dtype=x.dtype, make=_filled)
+    norm = layers.LayerNorm(x.shape[-1], epsilon=1e-5, dtype=x.dtype, forms=FORMS, make=_filled)
     return Sides(_normalising(norm, lambda x: x, x), lambda: functional.layer_norm(tensor, tensor.shape[-1:]))
 
 

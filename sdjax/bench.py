@@ -19,11 +19,11 @@ import numpy as np
 from jax import Array
 from numpy.typing import NDArray
 
-from sdjax import compiled, compiling
-from sdjax.batch import Conditioning, seed_keys, stack_tables, start_state
+from sdjax.devices import programs
 from sdjax.errors import SdjaxError
-from sdjax.generation import Text, Tokens
-from sdjax.guidance import stage_denoiser
+from sdjax.generation import Text, Tokens, compiled
+from sdjax.generation.batch import Conditioning, seed_keys, stack_tables, start_state
+from sdjax.generation.guidance import stage_denoiser
 from sdjax.models import AddedConditioning, Definition, Params
 from sdjax.pipeline import Pipeline
 from sdjax.schedulers import SchedulerConfig, table
@@ -136,10 +136,10 @@ def unet_step(definition: Definition, params: Params, inputs: Inputs) -> Work:
     index, timesteps = jnp.zeros(batch, jnp.int32), jnp.full(batch, TIMESTEP)
     # Both before anything runs, as in the one program that the loop is: what compiling takes for a while and what has
     # been prepared are not in memory at one time.
-    prepare = compiling.jit(staged.prepare).lower(params, cond).compile()
+    prepare = programs.jit(staged.prepare).lower(params, cond).compile()
     shapes = jax.eval_shape(staged.prepare, params, cond)
     began = time.perf_counter()
-    predict = compiling.jit(staged.predict).lower(params, cond, shapes, index, latents, timesteps).compile()
+    predict = programs.jit(staged.predict).lower(params, cond, shapes, index, latents, timesteps).compile()
     ready = time.perf_counter()
     prepared = _done(prepare(params, cond))
     notes = {"compile_seconds": ready - began, "once_a_picture_seconds": time.perf_counter() - ready}
@@ -184,7 +184,7 @@ def _ready(function: Callable[[], Any]) -> Work:
     def run() -> Any:
         return _done(function())
 
-    with compiling.watched() as seconds:
+    with programs.watched() as seconds:
         run()
     return Work(run, {"compile_seconds": sum(seconds)})
 

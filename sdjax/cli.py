@@ -10,9 +10,9 @@ from typing import Annotated, NoReturn
 import typer
 
 from sdjax import bench_cli, generate_cli, jobs_cli
+from sdjax.devices.xla_flags import set_flags
 from sdjax.errors import RequestError, SdjaxError
 from sdjax.terminal import print_table, printable, shortened
-from sdjax.xla_flags import set_flags
 
 FAILURE, USAGE, INTERRUPTED = 1, 2, 130
 

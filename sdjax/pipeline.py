@@ -23,18 +23,20 @@ from numpy.typing import NDArray
 from PIL import Image
 from typing_extensions import Unpack
 
-from sdjax import compiled, images
-from sdjax.batch import Batch, Conditioning, Control, Known, Table, put_row, stack_tables, start_state
+from sdjax import images
 from sdjax.canvas import pasted
+from sdjax.devices.sharding import check_mesh, guidance_axis, placer
+from sdjax.devices.target import local_target
 from sdjax.errors import NotFiniteError, PromptWarning, RequestError
-from sdjax.generation import Text, Tokens, decode, denoise, encode, encode_prompt
+from sdjax.generation import Text, Tokens, compiled, decode, denoise, encode, encode_prompt
+from sdjax.generation.batch import Batch, Conditioning, Control, Known, Table, put_row, stack_tables, start_state
 from sdjax.inputs import ControlInput
 from sdjax.loading import Card, Checkpoint, load, lora_merger, save_folder
 from sdjax.models import Definition, Params
 from sdjax.models.quantised import is_large_weight, quantise_weight
+from sdjax.models.unet import SPLITS
 from sdjax.preparing import Drawing, Weights, prepare, with_controlnets
 from sdjax.requests import Request, Settings, resolve
-from sdjax.sharding import check_mesh, guidance_axis, placer
 from sdjax.variants import BUNDLED, VARIANTS
 
 __all__ = [
@@ -152,7 +154,7 @@ class Pipeline:
             revision=revision,
             local_files_only=local_files_only,
             prediction_type=prediction_type,
-            place=_as_int8 if weights else None if mesh is None else placer(check_mesh(mesh)),
+            place=_as_int8 if weights else None if mesh is None else placer(check_mesh(mesh), SPLITS),
         )
         name = BUNDLED if model is None else str(model)
         if known is not None:
@@ -416,7 +418,7 @@ def checked_dtype(given: DTypeLike | None) -> Any:
     """
     allowed = ("float32", "bfloat16", "float16")
     if given is None:
-        return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
+        return jnp.dtype("float32" if local_target().platform == "cpu" else "bfloat16")
     try:
         dtype = jnp.dtype(given)
     except TypeError:

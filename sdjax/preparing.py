@@ -12,17 +12,17 @@ from flax.core import FrozenDict
 from jax import Array
 from numpy.typing import NDArray
 
-from sdjax import compiled
-from sdjax.batch import Batch, Conditioning, Control, Known, seed_keys, stack_tables, start_state
 from sdjax.canvas import latent_mask
+from sdjax.devices.sharding import mesh_of, placer
 from sdjax.errors import RequestError
-from sdjax.generation import START_NOISE, Text, draw_noise
+from sdjax.generation import START_NOISE, Text, compiled, draw_noise
+from sdjax.generation.batch import Batch, Conditioning, Control, Known, seed_keys, stack_tables, start_state
 from sdjax.inputs import Steering
 from sdjax.loading import Checkpoint, load_controlnet
 from sdjax.models import AddedConditioning, Definition, Params, timestep_embedding
+from sdjax.models.unet import SPLITS
 from sdjax.prompts import text_inputs
 from sdjax.requests import Request
-from sdjax.sharding import mesh_of, placer
 
 _start_noise = jax.jit(partial(draw_noise, index=START_NOISE), static_argnames="shape")
 
@@ -69,7 +69,7 @@ def with_controlnets(weights: Weights, controls: Sequence[Steering]) -> Weights:
         return weights
     definition, params, key = weights
     named, trees = [], {}
-    place = placer(mesh_of(params))
+    place = placer(mesh_of(params), SPLITS)
     for i, control in enumerate(controls):
         net, tree, config = load_controlnet(control.model, dtype=definition.dtype, place=place)
         unet = definition.unet_config

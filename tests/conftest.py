@@ -3,9 +3,9 @@
 import jax
 import pytest
 
-from sdjax.compiling import COMPILED
+from sdjax.devices.programs import COMPILED
+from sdjax.devices.xla_flags import set_flags
 from sdjax.terminal import keep_compiled_programs
-from sdjax.xla_flags import set_flags
 
 
 def pytest_configure():

@@ -16,6 +16,8 @@ from benchmarks.cases import FROM_FOLDER, MATMUL_SIZE, Case, Prepared, Skipped
 from benchmarks.sides import served
 from sdjax import bench
 from sdjax.bench import Inputs, Work
+from sdjax.devices.target import local_target
+from sdjax.devices.xla_flags import set_flags
 from sdjax.measuring import peak_bytes_of_children
 from sdjax.models import (
     VAE,
@@ -30,9 +32,8 @@ from sdjax.models import (
     convolution,
     define,
 )
-from sdjax.models.product import multiply
+from sdjax.models.kernels import forms_for
 from sdjax.models.quantised import is_large_weight, quantise_weight
-from sdjax.xla_flags import set_flags
 
 SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
 
@@ -152,7 +153,7 @@ def _first_picture(case: Case) -> Prepared:
 
 def _matmul(case: Case) -> Callable[[], object]:
     left, right = (jnp.asarray(random_values.normal((MATMUL_SIZE, MATMUL_SIZE), i), case.arithmetic) for i in range(2))
-    product = jax.jit(multiply)
+    product = jax.jit(forms_for(local_target()).product)
     return lambda: jax.block_until_ready(product(left, right))
 
 

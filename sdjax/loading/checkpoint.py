@@ -10,6 +10,7 @@ from flax.core import FrozenDict
 from jax.typing import DTypeLike
 from numpy.typing import NDArray
 
+from sdjax.devices.target import local_target
 from sdjax.errors import CheckpointError
 from sdjax.loading.card import EMPTY, Card
 from sdjax.loading.tokenizer import ClipTokenizer
@@ -99,6 +100,7 @@ def assemble(parts: Parts, *, dtype: DTypeLike, place: Place | None = None) -> C
         vae=definitions["vae"],
         text_encoders=tuple((name, definitions[name]) for name in encoders),
         dtype=dtype.name,
+        target=local_target(),
     )
     return Checkpoint(
         source=parts.source,

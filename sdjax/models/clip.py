@@ -11,7 +11,7 @@ from flax import nnx
 from jax import Array
 from typing_extensions import Unpack
 
-from sdjax.models.attention import attention
+from sdjax.models.kernels import attend
 from sdjax.models.layers import Embedding, LayerNorm, Linear, Setup, gelu, quick_gelu
 
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = MappingProxyType(
@@ -105,11 +105,12 @@ class _SelfAttention(nnx.Module):
         linear = partial(Linear, config.hidden_size, config.hidden_size, **setup)
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (linear() for _ in range(4))
         self.heads = config.num_attention_heads
+        self.forms = setup["forms"]
 
     def __call__(self, x: Array) -> Array:
         split = (*x.shape[:-1], self.heads, -1)
         query, key, value = (project(x).reshape(split) for project in (self.q_proj, self.k_proj, self.v_proj))
-        return self.out_proj(attention(query, key, value, causal=True).reshape(x.shape))
+        return self.out_proj(attend(self.forms, query, key, value, causal=True).reshape(x.shape))
 
 
 class _MLP(nnx.Module):

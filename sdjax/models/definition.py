@@ -1,7 +1,7 @@
 """A model taken apart: what it is built from, which is static, and the parameters that fill it."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import count
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -13,8 +13,10 @@ from flax.core import FrozenDict, unfreeze
 from jax import Array
 from jax.typing import DTypeLike
 
+from sdjax.devices.target import Target, local_target
 from sdjax.models.clip import CLIPText
 from sdjax.models.controlnet import ControlNet
+from sdjax.models.kernels import Forms, forms_for
 from sdjax.models.quantised import dequantised
 from sdjax.models.unet import UNet, UNetConfig
 from sdjax.models.vae import VAE, VAEConfig
@@ -39,38 +41,48 @@ class Architecture(Generic[Module]):
     milliseconds, so what it is made from stands for it.
 
     Attributes:
-        model: the module's class, built as `model(config, dtype=, make=)`.
+        model: the module's class, built as `model(config, dtype=, forms=, make=)`.
         config: its frozen config.
         dtype: of the arithmetic.
+        forms: of its kernels, which depend on the device.
     """
 
     model: Callable[..., Module]
     config: Any
     dtype: str
+    forms: Forms
 
 
 def define(
-    model: Callable[..., Module], config: Any, *, dtype: DTypeLike, param_dtype: DTypeLike
+    model: Callable[..., Module],
+    config: Any,
+    *,
+    dtype: DTypeLike,
+    param_dtype: DTypeLike,
+    target: Target | None = None,
 ) -> tuple[Architecture[Module], Params]:
     """Describe a model without making any weight.
 
     Args:
-        model: a module's class, built as `model(config, dtype=, make=)`.
+        model: a module's class, built as `model(config, dtype=, forms=, make=)`.
         config: its frozen config.
         dtype: of the arithmetic.
         param_dtype: of the parameters.
+        target: the kind of device that it is for; None is this process's own.
 
     Returns:
         The architecture, and the tree of `jax.ShapeDtypeStruct` that it needs.
     """
-    architecture = Architecture(model, config, jnp.dtype(dtype).name)
+    architecture = Architecture(model, config, jnp.dtype(dtype).name, forms_for(target or local_target()))
     _, shapes = _split(architecture)
     return architecture, FrozenDict(jax.tree.map(lambda leaf: leaf.update(dtype=param_dtype), shapes))
 
 
 @cache
 def _split(architecture: Architecture[Module]) -> tuple["nnx.GraphDef[Module]", Any]:
-    described = architecture.model(architecture.config, dtype=architecture.dtype, make=_described)
+    described = architecture.model(
+        architecture.config, dtype=architecture.dtype, forms=architecture.forms, make=_described
+    )
     graph, state = nnx.split(described)
     return graph, nnx.to_pure_dict(state)
 
@@ -80,7 +92,7 @@ def initialise(model: Callable[..., Module], config: Any, *, dtype: DTypeLike, s
 
     def draw() -> Any:
         keys = map(partial(jax.random.fold_in, jax.random.key(seed)), count())
-        module = model(config, dtype=dtype, make=partial(_drawn, keys))
+        module = model(config, dtype=dtype, forms=forms_for(local_target()), make=partial(_drawn, keys))
         return nnx.to_pure_dict(nnx.split(module)[1])
 
     return FrozenDict(jax.jit(draw)())
@@ -111,14 +123,32 @@ class Definition:
         vae: the autoencoder.
         text_encoders: each encoder's name in `params`, and itself, in the order in which the UNet reads them.
         dtype: of the denoiser's arithmetic.
-        controlnets: likewise, each ControlNet that is heard.
+        target: the kind of device that its programs are traced for.
+        controlnets: each ControlNet's name in `params`, and itself.
     """
 
     unet: Architecture[UNet]
     vae: Architecture[VAE]
     text_encoders: tuple[tuple[str, Architecture[CLIPText]], ...]
     dtype: str
+    target: Target
     controlnets: tuple[tuple[str, Architecture[ControlNet]], ...] = ()
+
+    def on(self, target: Target) -> "Definition":
+        """The same models for another kind of device."""
+        forms = forms_for(target)
+
+        def moved(named: tuple[tuple[str, Any], ...]) -> tuple[tuple[str, Any], ...]:
+            return tuple((name, replace(architecture, forms=forms)) for name, architecture in named)
+
+        return replace(
+            self,
+            unet=replace(self.unet, forms=forms),
+            vae=replace(self.vae, forms=forms),
+            text_encoders=moved(self.text_encoders),
+            target=target,
+            controlnets=moved(self.controlnets),
+        )
 
     @property
     def unet_config(self) -> UNetConfig:

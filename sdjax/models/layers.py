@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 from jax.typing import DTypeLike
+from typing_extensions import Unpack
 
-from sdjax.models.convolution import conv2d
-from sdjax.models.product import multiply
+from sdjax.models.kernels import Forms, convolve
 
 SHORT_SUM = 64 * 64
 """Pixels up to which a sum in float32 is exact enough. A longer one leaves a large mean a little wrong; what is missing
@@ -28,9 +28,10 @@ MakeParameter: TypeAlias = Callable[[tuple[int, ...], float, float], Any]
 
 
 class Setup(TypedDict):
-    """What every layer is built with: the dtype of arithmetic, and what stands for its parameters."""
+    """The arguments of every layer: dtype of its arithmetic, forms of its kernels, and what makes its parameters."""
 
     dtype: DTypeLike
+    forms: Forms
     make: MakeParameter
 
 
@@ -45,25 +46,25 @@ class Identity(nnx.Module):
 class Linear(nnx.Module):
     """A matrix product over the channels, (..., in) -> (..., out); its weight is (out, in)."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, *, use_bias: bool = True, dtype: DTypeLike, make: MakeParameter
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, use_bias: bool = True, **setup: Unpack[Setup]) -> None:
+        make = setup["make"]
         self.weight = nnx.Param(make((out_channels, in_channels), 0.0, in_channels**-0.5))
         self.bias = nnx.Param(make((out_channels,), 0.0, 0.0)) if use_bias else None
-        self.dtype = dtype
+        self.dtype = setup["dtype"]
+        self.forms = setup["forms"]
 
     def __call__(self, x: Array) -> Array:
         """Multiply; the result has the layer's dtype."""
-        product = multiply(x.astype(self.dtype), self.weight[...].astype(self.dtype))
+        product = self.forms.product(x.astype(self.dtype), self.weight[...].astype(self.dtype))
         return product if self.bias is None else product + self.bias[...].astype(self.dtype)
 
 
 class Embedding(nnx.Module):
     """Rows of a table, by their numbers; its weight is (rows, channels)."""
 
-    def __init__(self, rows: int, channels: int, *, dtype: DTypeLike, make: MakeParameter) -> None:
-        self.weight = nnx.Param(make((rows, channels), 0.0, channels**-0.5))
-        self.dtype = dtype
+    def __init__(self, rows: int, channels: int, **setup: Unpack[Setup]) -> None:
+        self.weight = nnx.Param(setup["make"]((rows, channels), 0.0, channels**-0.5))
+        self.dtype = setup["dtype"]
 
     def __call__(self, numbers: Array) -> Array:
         """Map (...) integers to (..., channels); a number out of range is clamped."""
@@ -86,30 +87,30 @@ class Conv(nnx.Module):
         *,
         stride: int = 1,
         padding: tuple[int, int] | None = None,
-        dtype: DTypeLike,
-        make: MakeParameter,
+        **setup: Unpack[Setup],
     ) -> None:
-        shape = (out_channels, in_channels, kernel_size, kernel_size)
+        shape, make = (out_channels, in_channels, kernel_size, kernel_size), setup["make"]
         self.weight = nnx.Param(make(shape, 0.0, (in_channels * kernel_size**2) ** -0.5))
         self.bias = nnx.Param(make((out_channels,), 0.0, 0.0))
         self.stride = stride
         self.padding = (kernel_size // 2, kernel_size // 2) if padding is None else padding
-        self.dtype = dtype
+        self.dtype = setup["dtype"]
+        self.forms = setup["forms"]
 
     def __call__(self, x: Array) -> Array:
         """Convolve; the result has the layer's dtype."""
         weight, bias = (parameter[...].astype(self.dtype) for parameter in (self.weight, self.bias))
-        return conv2d(x.astype(self.dtype), weight, stride=self.stride, padding=self.padding) + bias
+        return convolve(self.forms, x.astype(self.dtype), weight, stride=self.stride, padding=self.padding) + bias
 
 
 class LayerNorm(nnx.Module):
     """Normalisation over the channels (Ba et al. 2016, arXiv 1607.06450)."""
 
-    def __init__(self, channels: int, *, epsilon: float, dtype: DTypeLike, make: MakeParameter) -> None:
-        self.weight = nnx.Param(make((channels,), 1.0, 0.0))
-        self.bias = nnx.Param(make((channels,), 0.0, 0.0))
+    def __init__(self, channels: int, *, epsilon: float, **setup: Unpack[Setup]) -> None:
+        self.weight = nnx.Param(setup["make"]((channels,), 1.0, 0.0))
+        self.bias = nnx.Param(setup["make"]((channels,), 0.0, 0.0))
         self.epsilon = epsilon
-        self.dtype = dtype
+        self.dtype = setup["dtype"]
 
     def __call__(self, x: Array) -> Array:
         """Normalise (..., channels); the result has the layer's dtype."""
@@ -129,14 +130,14 @@ def _layer_norm(x: Array, weight: Array, bias: Array, epsilon: float, dtype: DTy
 class GroupNorm(nnx.Module):
     """Group normalisation over (height, width, channels of a group) (Wu and He 2018, arXiv 1803.08494)."""
 
-    def __init__(self, groups: int, channels: int, *, epsilon: float, dtype: DTypeLike, make: MakeParameter) -> None:
+    def __init__(self, groups: int, channels: int, *, epsilon: float, **setup: Unpack[Setup]) -> None:
         if channels % groups:
             raise ValueError(f"{channels} channels do not divide into {groups} groups")
-        self.weight = nnx.Param(make((channels,), 1.0, 0.0))
-        self.bias = nnx.Param(make((channels,), 0.0, 0.0))
+        self.weight = nnx.Param(setup["make"]((channels,), 1.0, 0.0))
+        self.bias = nnx.Param(setup["make"]((channels,), 0.0, 0.0))
         self.groups = groups
         self.epsilon = epsilon
-        self.dtype = dtype
+        self.dtype = setup["dtype"]
 
     def __call__(self, x: Array) -> Array:
         """Normalise (batch, ..., channels); the result has the layer's dtype."""

@@ -19,11 +19,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 from jax.typing import ArrayLike
 
+from sdjax.devices.staging import NOT_KEPT
+
 LEVELS = 127
 LEAST = 2**12
 """Numbers in a weight from which on it is stored as int8: smaller ones take no memory to speak of."""
-MARK = "dequantised"
-"""The name, in a traced program, of what makes floating-point numbers of a weight (`sdjax.staging` looks for it)."""
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("values", "scale"), meta_fields=("dtype",))
@@ -105,5 +105,5 @@ def _multiplied(weight: Quantised) -> Array:
     return (weight.values.astype(jnp.float32) * weight.scale).astype(weight.dtype)
 
 
-_multiplied.__name__ = MARK
+_multiplied.__name__ = NOT_KEPT
 _restored = jax.jit(_multiplied)

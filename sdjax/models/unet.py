@@ -1,5 +1,6 @@
 """The conditional UNet of SD 1, SD 2 and SDXL (diffusers `UNet2DConditionModel`)."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +13,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from typing_extensions import Unpack
 
+from sdjax.devices.sharding import INPUT, OUTPUT, Split
 from sdjax.models.attention import Transformer2D
 from sdjax.models.config import check_keys, per_block
 from sdjax.models.layers import Conv, GroupNorm, Linear, Setup, silu, timestep_embedding
@@ -143,6 +145,22 @@ _FIXED: Mapping[str, tuple[Any, ...]] = {
 }
 # Softmax and its scores are in float32 here always, so `upcast_attention` has nothing left to ask for.
 _IGNORED = ("upcast_attention", "dropout", "addition_embed_type_num_heads")
+
+
+SPLITS = tuple(
+    Split(re.compile(rf"^(unet|controlnet\w*)\..*{pattern}"), axis)
+    for pattern, axis in (
+        (r"\.attn\d\.to_[qkv]\.weight", OUTPUT),
+        (r"\.attn\d\.to_out\.0\.weight", INPUT),
+        (r"\.ff\.net\.0\.proj\.(weight|bias)", OUTPUT),
+        (r"\.ff\.net\.2\.weight", INPUT),
+        (r"\.resnets\.\d+\.(conv1|time_emb_proj)\.(weight|bias)", OUTPUT),
+        (r"\.resnets\.\d+\.norm2\.(weight|bias)", OUTPUT),
+        (r"\.resnets\.\d+\.conv2\.weight", INPUT),
+    )
+)
+"""Parameters that a mesh splits over `model`. The rest is whole on every device: text encoders and autoencoder, which
+run once a picture; convolutions without a second one to pair with; biases of a sum; norms of what is whole."""
 
 
 class AddedConditioning(NamedTuple):

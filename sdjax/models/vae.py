@@ -10,8 +10,8 @@ from flax import nnx
 from jax import Array
 from typing_extensions import Unpack
 
-from sdjax.models.attention import attention
 from sdjax.models.config import check_keys
+from sdjax.models.kernels import attend
 from sdjax.models.layers import Conv, GroupNorm, Linear, Setup, silu
 from sdjax.models.resnet import Downsample, ResnetBlock, Upsample
 
@@ -94,11 +94,12 @@ class _PixelAttention(nnx.Module):
         self.group_norm = GroupNorm(groups, channels, epsilon=EPSILON, **setup)
         self.to_q, self.to_k, self.to_v = (Linear(channels, channels, **setup) for _ in range(3))
         self.to_out = nnx.List([Linear(channels, channels, **setup)])
+        self.forms = setup["forms"]
 
     def __call__(self, x: Array) -> Array:
         batch, height, width, channels = x.shape
         tokens = self.group_norm(x).reshape(batch, height * width, 1, channels)
-        seen = attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens))
+        seen = attend(self.forms, self.to_q(tokens), self.to_k(tokens), self.to_v(tokens))
         return x + self.to_out[0](seen).reshape(x.shape)
 
 

@@ -55,9 +55,9 @@ def load(settings: Settings, store: Store, worker: Worker) -> None:
     import jax
 
     from sdjax import Pipeline
+    from sdjax.devices.sharding import make_mesh
     from sdjax.serve.engine import GenerationEngine
     from sdjax.serve.programs import default_batch_sizes
-    from sdjax.sharding import make_mesh
     from sdjax.terminal import keep_compiled_programs
 
     keep_compiled_programs()

@@ -16,8 +16,8 @@ import numpy as np
 from jax import Array
 from PIL import Image
 
-from sdjax.batch import Batch, join
 from sdjax.errors import RequestError
+from sdjax.generation.batch import Batch, join
 from sdjax.limits import LAST_SEED
 from sdjax.pipeline import Drawing, Pipeline, Weights
 from sdjax.requests import Request

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from sdjax.backend import cores, one_by_one
+from sdjax.devices.target import cores, local_target
 from sdjax.errors import NotFiniteError
 from sdjax.pipeline import Pipeline
 from sdjax.serve import drawing
@@ -40,7 +40,7 @@ class Speed(NamedTuple):
 
 def default_batch_sizes() -> tuple[int, ...]:
     """On a CPU each row is a call of its own, and as many run beside each other as there are cores."""
-    return tuple(size for size in BATCH_SIZES if size <= cores()) if one_by_one() else BATCH_SIZES
+    return tuple(size for size in BATCH_SIZES if size <= cores()) if local_target().rows_one_by_one else BATCH_SIZES
 
 
 class Programs:

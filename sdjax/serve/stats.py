@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax
 
-from sdjax.compiling import COMPILED
+from sdjax.devices.programs import COMPILED
 
 
 class Leased(NamedTuple):

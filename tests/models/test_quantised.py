@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sdjax.sharding
 from flax.traverse_util import flatten_dict
 
 import sdjax
-import sdjax.sharding
 from sdjax import bench
 from sdjax.errors import CheckpointError, RequestError
-from sdjax.guidance import stage_denoiser
+from sdjax.generation.guidance import stage_denoiser
 from sdjax.models import Quantised, is_quantised, quantise
 from sdjax.models.quantised import LEAST, dequantised, quantise_weight
 

@@ -1,5 +1,7 @@
 """Every form of convolution and attention keeps parity with PyTorch, at the tolerance of the architectures' tests."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -7,11 +9,13 @@ import torch
 from reference import channels_first, channels_last, pipeline
 
 import sdjax
-from sdjax.models import attention, bind, convolution
-from sdjax.models.convolution import Form
+from sdjax.devices.target import CPU
+from sdjax.models import bind
+from sdjax.models.kernels import forms_for
+from sdjax.models.kernels.attention import Blocks, Whole
+from sdjax.models.kernels.convolution import Columns, Direct, Places, Winograd
 
 TOLERANCE = 1e-4
-CHOOSE = convolution.choose
 
 
 @pytest.fixture(scope="module")
@@ -23,26 +27,25 @@ def both(tmp_path_factory):
 
 @pytest.fixture(
     params=[
-        (Form.DIRECT, 2**30),
-        (Form.COLUMNS, 0),
-        (Form.PLACES, 2**30),
-        (Form.WINOGRAD_2, 2**30),
-        (Form.WINOGRAD_4, 0),
+        (Direct("HWIO"), Whole()),
+        (Columns(), Blocks(16, 10)),
+        (Places(), Whole()),
+        (Winograd(2, strip=1, in_place=False), Whole()),
+        (Winograd(4, strip=4096, in_place=True), Blocks(16, 10)),
     ],
-    ids=lambda value: f"{value[0].name}-{'blocks' if value[1] == 0 else 'whole'}",
+    ids=str,
 )
-def forms(request, monkeypatch):
-    """One form for all 3x3 convolutions, and attention whole or in blocks of a few queries and keys."""
-    form, short = request.param
+def forms(request):
+    """One form for all 3x3 convolutions, and one for attention."""
+    convolution, attention = request.param
+    own = forms_for(CPU)
 
-    def chosen(picture, weight, *, stride, padding, **rest):
+    def chosen(picture, weight, *, stride, padding, dtype):
         if weight[2] == 3 and stride == 1 and padding == (1, 1):
-            return form
-        return CHOOSE(picture, weight, stride=stride, padding=padding, **rest)
+            return convolution
+        return own.convolution(picture, weight, stride=stride, padding=padding, dtype=dtype)
 
-    monkeypatch.setattr(convolution, "choose", chosen)
-    for name, value in {"SHORT": short, "QUERIES_AT_ONCE": 16, "KEYS_AT_ONCE": 10}.items():
-        monkeypatch.setattr(attention, name, value)
+    return replace(own, convolution=chosen, attention=lambda **_: attention)
 
 
 def compiled(function):
@@ -58,9 +61,9 @@ def test_unet_agrees(both, forms):
     context = rng.normal(size=(2, 7, 32)).astype(np.float32)
     with torch.no_grad():
         expected = reference.unet(channels_first(sample), torch.from_numpy(timesteps), torch.from_numpy(context)).sample
-    output = compiled(lambda params: bind(pipe.definition.unet, params)(sample, timesteps, context))(
-        pipe.params["unet"]
-    )
+    output = compiled(
+        lambda params: bind(replace(pipe.definition.unet, forms=forms), params)(sample, timesteps, context)
+    )(pipe.params["unet"])
     np.testing.assert_allclose(output, channels_last(expected), atol=TOLERANCE, rtol=0)
 
 
@@ -69,5 +72,7 @@ def test_decoder_agrees(both, forms):
     latents = np.random.default_rng(2).normal(size=(1, 5, 7, 4)).astype(np.float32)
     with torch.no_grad():
         expected = reference.vae.decode(channels_first(latents)).sample
-    output = compiled(lambda params: bind(pipe.definition.vae, params).decode(latents))(pipe.params["vae"])
+    output = compiled(lambda params: bind(replace(pipe.definition.vae, forms=forms), params).decode(latents))(
+        pipe.params["vae"]
+    )
     np.testing.assert_allclose(output, channels_last(expected), atol=TOLERANCE, rtol=0)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,12 @@ import torch
 from reference import channels_first, channels_last, pipeline
 
 import sdjax
+from sdjax.devices.target import CPU
 from sdjax.errors import NotFiniteError
-from sdjax.models import attention, bind, convolution
-from sdjax.models.convolution import Form
+from sdjax.models import bind
+from sdjax.models.kernels import forms_for
+from sdjax.models.kernels.attention import Blocks, Whole
+from sdjax.models.kernels.convolution import Columns, Direct, Places
 
 
 @pytest.fixture(scope="module")
@@ -23,11 +27,10 @@ def both(tmp_path_factory):
     return reference, sdjax.Pipeline.from_pretrained(folder / "model", dtype="bfloat16")
 
 
-@pytest.mark.parametrize("form", [Form.DIRECT, Form.PLACES, Form.COLUMNS], ids=lambda form: form.name)
-@pytest.mark.parametrize("short", [0, 2**30], ids=["blocks", "whole"])
-def test_in_bfloat16_a_unet_strays_from_float32_no_further_than_pytorchs(both, form, short, monkeypatch):
-    monkeypatch.setattr(convolution, "choose", lambda _, weight, **__: form if weight[2] == 3 else Form.POINTWISE)
-    monkeypatch.setattr(attention, "SHORT", short)
+@pytest.mark.parametrize("convolution", [Direct("HWIO"), Places(), Columns()], ids=str)
+@pytest.mark.parametrize("attention", [Blocks(4096, 512), Whole()], ids=str)
+def test_in_bfloat16_a_unet_strays_from_float32_no_further_than_pytorchs(both, convolution, attention):
+    forms = replace(forms_for(CPU), convolution=lambda *_, **__: convolution, attention=lambda **_: attention)
     reference, pipe = both
     rng = np.random.default_rng(1)
     sample, context = (rng.normal(size=shape).astype(np.float32) for shape in [(2, 16, 16, 4), (2, 7, 32)])
@@ -37,7 +40,9 @@ def test_in_bfloat16_a_unet_strays_from_float32_no_further_than_pytorchs(both, f
         exact = channels_last(reference.unet(*inputs).sample)
         half = copy.deepcopy(reference.unet).bfloat16()
         theirs = channels_last(half(*(x.bfloat16() for x in inputs)).sample.float())
-    ours = jax.jit(lambda params: bind(pipe.definition.unet, params)(sample, timesteps, context))(pipe.params["unet"])
+    ours = jax.jit(lambda params: bind(replace(pipe.definition.unet, forms=forms), params)(sample, timesteps, context))(
+        pipe.params["unet"]
+    )
     assert rms(np.asarray(ours, np.float32) - exact) < 1.2 * rms(theirs - exact)
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import sdjax
 from sdjax import metadata
-from sdjax.generation import MOST_RESCALED
+from sdjax.generation.text import MOST_RESCALED
 from sdjax.models import CLIPTextConfig
 from sdjax.prompts import PLAIN, Reading, reading, text_inputs
 from tests.prompts.conftest import LAYERS

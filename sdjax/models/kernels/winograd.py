@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array, lax
 from numpy.typing import NDArray
 
-from sdjax.models.product import multiply, sum_dtype
+from sdjax.models.kernels.product import multiply_wide, sum_dtype
 
 
 class Transform(NamedTuple):
@@ -141,7 +141,7 @@ def _convolve_strip(x: Array, places: Sequence[Array], tile: int) -> Array:
         columns_seen = [every(2, j, across) for j in range(size)]
         for j, row in enumerate(B):
             transformed = _combine(row, columns_seen).reshape(-1, channels)
-            products.append(multiply(transformed, places[i * size + j]))
+            products.append(multiply_wide(transformed, places[i * size + j]))
     halves = [_apart([_combine(row, products[j::size]) for j in range(size)]) for row in A]
     squares = [[_combine(row, across).reshape(batch, rows, columns, -1) for row in A] for across in halves]
     out = jnp.stack([jnp.stack(across, axis=3) for across in squares], axis=2)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdjax.models.exponential import exp_of_negative
+from sdjax.models.kernels.exponential import exp_of_negative
 
 SMALLEST = float(np.finfo(np.float32).tiny)
 

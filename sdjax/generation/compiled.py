@@ -1,4 +1,4 @@
-"""The functions of `sdjax.generation` as compiled programs, which all pipelines share: each takes rows of a batch."""
+"""The functions of `sdjax.generation` as compiled programs, which all pipelines share."""
 
 from functools import partial
 from typing import Any
@@ -6,36 +6,36 @@ from typing import Any
 import numpy as np
 from jax.typing import ArrayLike
 
-from sdjax import generation
-from sdjax.batch import Batch, Conditioning, batch_axes
-from sdjax.generation import decoded_at_once, encoded_at_once
+from sdjax.devices.rows import alike, jit_rows
+from sdjax.devices.sharding import SHARED
+from sdjax.generation import autoencoder, loop, text
+from sdjax.generation.batch import Batch, Conditioning, batch_axes
 from sdjax.models import Definition
-from sdjax.sharding import SHARED, alike, by_rows
 
 LATENTS_AT_ONCE = 2**14
 """Latents whose denoising may hold memory at one time on a CPU; the rest of a batch follows."""
 
 
 def denoised_at_once(definition: Definition, cond: Conditioning, state: ArrayLike, *_: Any) -> int:
-    """How many rows of such a batch a CPU may denoise beside each other."""
+    """Count the rows of such a batch that a CPU may denoise beside each other."""
     height, width = np.shape(state)[2:4]
     return max(1, LATENTS_AT_ONCE // int(height * width))
 
 
-encode_prompt = by_rows(
-    generation.encode_prompt,
+encode_prompt = jit_rows(
+    text.encode_prompt,
     lambda tokens, vectors, skipped: (alike(1, tokens), alike(SHARED, vectors), 1),
     reads=lambda definition: [name for name, _ in definition.text_encoders],
     out_axis=1,
 )
-denoise = by_rows(
-    generation.denoise,
+denoise = jit_rows(
+    loop.denoise,
     lambda *batch: tuple(batch_axes(Batch(*batch))),
     reads=lambda definition: ["unet", *(name for name, _ in definition.controlnets)],
     at_once=denoised_at_once,
     static_argnames=("guidance_axis",),
     donated=(1,),
 )
-_coded = partial(by_rows, axes=lambda _: (0,), reads=lambda _: ["vae"], static_argnames=("tile",))
-encode = _coded(generation.encode, at_once=encoded_at_once)
-decode = _coded(generation.decode, at_once=decoded_at_once)
+_coded = partial(jit_rows, axes=lambda _: (0,), reads=lambda _: ["vae"], static_argnames=("tile",))
+encode = _coded(autoencoder.encode, at_once=autoencoder.encoded_at_once)
+decode = _coded(autoencoder.decode, at_once=autoencoder.decoded_at_once)

@@ -1,6 +1,5 @@
 """The matrix product of activations with a weight as PyTorch stores it."""
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
@@ -11,17 +10,24 @@ def multiply(x: Array, weight: Array) -> Array:
 
     No backend needs the transpose in memory: a product reads its factors along either axis.
     """
-    # XLA uses a CPU's bfloat16 instructions only where it is asked for sums in float32. Accelerators sum so anyway.
-    return accumulate(x, weight).astype(x.dtype) if jax.default_backend() == "cpu" else _product(x, weight, None)
+    return _product(x, weight, None)
+
+
+def multiply_wide(x: Array, weight: Array) -> Array:
+    """`multiply`, asked for sums in float32: a CPU's bfloat16 instructions are used only then.
+
+    Accelerators sum in float32 without being asked.
+    """
+    return accumulate(x, weight).astype(x.dtype)
 
 
 def accumulate(x: Array, weight: Array) -> Array:
-    """The same, but for sums that are in float32 at least."""
+    """`multiply`, with the result in the dtype of the sums: float32 or wider."""
     return _product(x, weight, sum_dtype(x.dtype))
 
 
 def sum_dtype(dtype: DTypeLike) -> DTypeLike:
-    """What `accumulate` sums in, for factors of a dtype."""
+    """Give the dtype that `accumulate` sums in, for factors of a dtype."""
     return jnp.promote_types(dtype, jnp.float32)
 
 

@@ -1,5 +1,8 @@
 """However a softmax is cut into blocks, it is the plain softmax, and so are its derivatives."""
 
+import re
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdjax.models import attention as module
-from sdjax.models.attention import attention
+from sdjax.models.kernels.attention import Blocks, Whole, attention
 
 
 def plain(query, key, value):
@@ -27,31 +29,26 @@ def arrays(batch, queries, keys, heads, channels, scale=1.0):
     )
 
 
-@pytest.fixture
-def blocks(monkeypatch):
-    """Blocks of 4 queries and 5 keys, even for what is short."""
-    for name, value in {"QUERIES_AT_ONCE": 4, "KEYS_AT_ONCE": 5, "SHORT": 0}.items():
-        monkeypatch.setattr(module, name, value)
+SMALL = Blocks(queries=4, keys=5)
 
 
 @settings(max_examples=25, deadline=None)
 @given(sizes=st.tuples(*(st.integers(1, most) for most in (2, 23, 23, 3, 6))), at_once=st.integers(1, 9))
 def test_any_size_gives_the_plain_softmax(sizes, at_once):
     query, key, value = arrays(*sizes)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, number in {"QUERIES_AT_ONCE": at_once, "KEYS_AT_ONCE": at_once + 1, "SHORT": 0}.items():
-            patch.setattr(module, name, number)
-        output = attention(query, key, value)
+    output = attention(query, key, value, form=Blocks(at_once, at_once + 1))
     np.testing.assert_allclose(output, plain(query, key, value), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 30.0, 300.0])
-def test_large_scores_neither_overflow_nor_vanish(blocks, scale):
+@pytest.mark.parametrize("form", [SMALL, Whole()], ids=["blocks", "whole"])
+def test_large_scores_neither_overflow_nor_vanish(form, scale):
     query, key, value = arrays(1, 9, 17, 2, 8, scale=scale)
-    np.testing.assert_allclose(attention(query, key, value), plain(query, key, value), atol=1e-3, rtol=0)
+    output = attention(query, key, value, form=form)
+    np.testing.assert_allclose(output, plain(query, key, value), atol=1e-3, rtol=0)
 
 
-def test_derivatives_are_those_of_the_plain_softmax(blocks):
+def test_derivatives_are_those_of_the_plain_softmax():
     query, key, value = arrays(2, 9, 13, 2, 8)
     cotangent = np.random.default_rng(0).standard_normal(query.shape)
 
@@ -62,11 +59,18 @@ def test_derivatives_are_those_of_the_plain_softmax(blocks):
         weights = jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", query, key) * query.shape[-1] ** -0.5)
         return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
 
-    own, expected = (jax.grad(loss(f), (0, 1, 2))(query, key, value) for f in (attention, softmax))
+    own, expected = (jax.grad(loss(f), (0, 1, 2))(query, key, value) for f in (partial(attention, form=SMALL), softmax))
     for ours, theirs in zip(own, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=0)
 
 
 def test_the_blocks_of_a_real_size_agree_with_the_definition():
     query, key, value = arrays(1, 300, 1100, 1, 8)
-    np.testing.assert_allclose(attention(query, key, value), plain(query, key, value), atol=1e-5, rtol=0)
+    output = attention(query, key, value, form=Blocks(4096, 512))
+    np.testing.assert_allclose(output, plain(query, key, value), atol=1e-5, rtol=0)
+
+
+def test_blocks_are_not_causal():
+    query, key, value = arrays(1, 9, 9, 2, 8)
+    with pytest.raises(ValueError, match=re.escape("take Whole()")):
+        attention(query, key, value, form=SMALL, causal=True)

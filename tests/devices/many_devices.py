@@ -12,10 +12,12 @@ from pathlib import Path
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
+from jax.sharding import NamedSharding
 from PIL import Image
 
 import sdjax
-from sdjax.sharding import batch_sharding, make_mesh, mesh_of
+from sdjax.devices.sharding import make_mesh, mesh_of, rows_spec
+from sdjax.generation.batch import batch_axes
 
 PROMPT, NEGATIVE = "the cat sat on the mat", "a"
 MESHES = {
@@ -80,7 +82,9 @@ def main(folder: Path, programs: Path) -> None:
         facts[part] = sorted({str(leaf.sharding) for leaf in jax.tree.leaves(with_lora[part])})
 
     batch = pipes["guidance"].prepare(request)
-    placed = jax.device_put(batch, batch_sharding(batch, mesh_of(pipes["guidance"].params)))
+    mesh = mesh_of(pipes["guidance"].params)
+    places = jax.tree.map(lambda axis, x: NamedSharding(mesh, rows_spec(axis, x, mesh)), batch_axes(batch), batch)
+    placed = jax.device_put(batch, places)
     facts["batch"] = {
         "context": list(placed.cond.context.addressable_shards[0].data.shape),
         "state": list(placed.state.addressable_shards[0].data.shape),

@@ -18,8 +18,9 @@ from jax.sharding import AxisType, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
 import sdjax
+from sdjax.devices.sharding import check_mesh, make_mesh, param_sharding
 from sdjax.errors import RequestError
-from sdjax.sharding import check_mesh, make_mesh, param_sharding
+from sdjax.models.unet import SPLITS
 from tests.loading.lora_files import ATTENTION, kohya, random_layers
 from tests.parity.reference import channels_first, channels_last, pipeline
 
@@ -29,7 +30,7 @@ COLLECTIVES = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatte
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """What tests/many_devices.py has drawn and written down."""
+    """What many_devices.py has drawn and written down."""
     folder, programs = tmp_path_factory.mktemp("devices"), tmp_path_factory.mktemp("programs")
     reference = pipeline("sd-v1-5", folder)
     torch.manual_seed(1)
@@ -47,9 +48,9 @@ def folder(tmp_path_factory):
         # Not the numbers, but how fast they come, are left unoptimised: most of the time is compiling.
         "--xla_dump_hlo_module_re=.*jit_denoise.* --xla_backend_optimization_level=0"
     )
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
-    command = [sys.executable, str(root / "tests" / "many_devices.py"), str(folder), str(programs)]
+    command = [sys.executable, str(Path(__file__).with_name("many_devices.py")), str(folder), str(programs)]
     done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return folder
@@ -202,15 +203,17 @@ def test_a_controlnet_is_split_like_the_unet(facts):
 def test_what_does_not_divide_stays_whole():
     mesh = jax.sharding.AbstractMesh((1, 1, 4), ("data", "guidance", "model"))
     path = ("unet", "down_blocks", 0, "attentions", 0, "transformer_blocks", 0, "attn1", "to_q", "weight")
-    assert param_sharding(path, (16, 16), mesh).spec == PartitionSpec("model", None)
-    assert param_sharding(path, (18, 16), mesh).spec == PartitionSpec()
-    assert param_sharding(("vae", *path[1:]), (16, 16), mesh).spec == PartitionSpec()
+    assert param_sharding(path, (16, 16), mesh, SPLITS).spec == PartitionSpec("model", None)
+    assert param_sharding(path, (18, 16), mesh, SPLITS).spec == PartitionSpec()
+    assert param_sharding(("vae", *path[1:]), (16, 16), mesh, SPLITS).spec == PartitionSpec()
 
 
 def test_every_weight_of_the_bundled_unet_that_has_a_partner_is_split():
     mesh = jax.sharding.AbstractMesh((1, 1, 2), ("data", "guidance", "model"))
     leaves = flatten_dict(sdjax.Pipeline.from_pretrained().params)
-    split = {path: param_sharding(path, leaf.shape, mesh).spec != PartitionSpec() for path, leaf in leaves.items()}
+    split = {
+        path: param_sharding(path, leaf.shape, mesh, SPLITS).spec != PartitionSpec() for path, leaf in leaves.items()
+    }
     sizes = {path: leaf.size for path, leaf in leaves.items() if path[0] == "unet"}
     assert sum(size for path, size in sizes.items() if split[path]) > 0.75 * sum(sizes.values())
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sdjax import xla_flags
-from sdjax.xla_flags import CPU_FLAGS, GPU_FLAGS, flags_for, merged
+from sdjax.devices.xla_flags import CPU_FLAGS, GPU_FLAGS, flags_for, merged
 
 OF_CPU, OF_GPU = ([f"{name}={value}" for name, value in flags.items()] for flags in (CPU_FLAGS, GPU_FLAGS))
 

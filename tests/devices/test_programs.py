@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from sdjax import compiling
+from sdjax.devices import programs
 from sdjax.models import VAE, VAEConfig, bind, define
 
 ON_CPU = pytest.mark.skipif(jax.default_backend() != "cpu", reason="the options are a CPU's")
@@ -26,7 +26,7 @@ def test_a_decoder_keeps_few_feature_maps_at_once():
 
     planned, usual = (
         jit(function).lower(shapes, latents).compile().memory_analysis().temp_size_in_bytes
-        for jit in (compiling.jit, jax.jit)
+        for jit in (programs.jit, jax.jit)
     )
     assert planned < usual
 
@@ -38,8 +38,8 @@ def test_options_and_giving_back_change_no_number():
         return jnp.tanh(x @ x).sum(0)
 
     expected = jax.jit(function)(x)
-    compiling.give_back_freed()
-    assert (compiling.jit(function)(x) == expected).all()
+    programs.give_back_freed()
+    assert (programs.jit(function)(x) == expected).all()
     assert (x == jnp.linspace(-1, 1, 4096).reshape(64, 64)).all()
 
 
@@ -47,9 +47,9 @@ def test_what_was_freed_is_given_back():
     # In a process of its own: small pieces, some of which stay, so that the heap can't just become shorter.
     script = """
 import ctypes, sys
-from sdjax import compiling
+from sdjax.devices import programs
 from sdjax.measuring import resident_bytes
-if compiling._malloc_trim() is None:
+if programs._malloc_trim() is None:
     sys.exit("no glibc")
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
@@ -62,12 +62,12 @@ for i, piece in enumerate(pieces):
     if i % 8 != 7:
         libc.free(ctypes.c_void_p(piece))
 freed = resident_bytes()
-compiling.give_back_freed()
+programs.give_back_freed()
 print(full - freed, full - resident_bytes())
 """
     done = subprocess.run(
         [sys.executable, "-c", script],
-        env={"PYTHONPATH": str(Path(compiling.__file__).parents[1])},
+        env={"PYTHONPATH": str(Path(programs.__file__).parents[2])},
         capture_output=True,
         text=True,
         check=False,
@@ -80,8 +80,8 @@ print(full - freed, full - resident_bytes())
 
 
 def test_a_library_that_cannot_give_back_is_left_alone(monkeypatch):
-    monkeypatch.setattr(compiling, "_malloc_trim", lambda: None)
-    compiling.give_back_freed()
+    monkeypatch.setattr(programs, "_malloc_trim", lambda: None)
+    programs.give_back_freed()
 
 
 @pytest.mark.parametrize("error", [TypeError, OSError])
@@ -89,17 +89,17 @@ def test_a_system_without_the_c_library_is_left_alone(monkeypatch, error):
     def missing(_):
         raise error
 
-    monkeypatch.setattr(compiling.ctypes, "CDLL", missing)
-    assert compiling._malloc_trim.__wrapped__() is None
+    monkeypatch.setattr(programs.ctypes, "CDLL", missing)
+    assert programs._malloc_trim.__wrapped__() is None
 
 
 def test_long_compiling_is_followed_by_giving_back(monkeypatch):
     given = []
-    monkeypatch.setattr(compiling, "give_back_freed", lambda: given.append(True))
-    monkeypatch.setattr(compiling, "LONG", 0.0)
-    compiling.jit(lambda x: jnp.sin(x) * 3)(jnp.ones(7))
+    monkeypatch.setattr(programs, "give_back_freed", lambda: given.append(True))
+    monkeypatch.setattr(programs, "LONG", 0.0)
+    programs.jit(lambda x: jnp.sin(x) * 3)(jnp.ones(7))
     assert given
     count = len(given)
-    monkeypatch.setattr(compiling, "LONG", 1e9)
-    compiling.jit(lambda x: jnp.cos(x) * 3)(jnp.ones(7))
+    monkeypatch.setattr(programs, "LONG", 1e9)
+    programs.jit(lambda x: jnp.cos(x) * 3)(jnp.ones(7))
     assert len(given) == count

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +10,20 @@ import numpy as np
 import pytest
 
 import sdjax
-from sdjax.backend import cores
-from sdjax.sharding import SHARED, by_rows
+from sdjax.devices.rows import jit_rows
+from sdjax.devices.sharding import SHARED
+from sdjax.devices.target import CPU, Target, cores
 
 pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere rows are computed together")
 PARAMS = {"weight": jnp.float32(2)}
+
+
+@dataclass(frozen=True)
+class Definition:
+    target: Target
+
+
+DEFINITION = Definition(CPU)
 
 
 class Meeting:
@@ -39,7 +49,7 @@ def meeting_rows(meeting, at_once=None):
         met = jax.pure_callback(meeting, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
         return {"sum": (met * params["weight"] + shared).sum(-1)}
 
-    return by_rows(function, lambda *_: (0, SHARED), reads=lambda _: PARAMS, at_once=at_once)
+    return jit_rows(function, lambda *_: (0, SHARED), reads=lambda _: PARAMS, at_once=at_once)
 
 
 @pytest.mark.skipif(cores() < 2, reason="needs two cores")
@@ -47,16 +57,16 @@ def test_rows_run_beside_each_other():
     meeting = Meeting(1)
     x, shared = jnp.arange(12.0).reshape(4, 3), jnp.float32(1)
     function = meeting_rows(meeting, lambda *_: 2)
-    function(None, PARAMS, x, shared)  # whoever comes while it is compiled waits for the end of the first call
+    function(DEFINITION, PARAMS, x, shared)  # whoever comes while it is compiled waits for the end of the first call
     meeting.barrier = threading.Barrier(2)
-    result = function(None, PARAMS, x, shared)
+    result = function(DEFINITION, PARAMS, x, shared)
     np.testing.assert_array_equal(result["sum"], (2 * x + 1).sum(-1))
     assert meeting.most == 2
 
 
 def test_no_more_rows_hold_memory_than_are_allowed():
     meeting = Meeting(1)
-    meeting_rows(meeting, lambda *_: 1)(None, PARAMS, jnp.ones((4, 3)), jnp.float32(1))
+    meeting_rows(meeting, lambda *_: 1)(DEFINITION, PARAMS, jnp.ones((4, 3)), jnp.float32(1))
     assert meeting.most == 1
 
 
@@ -68,7 +78,7 @@ def test_a_row_that_fails_is_an_error_and_the_rest_is_not_begun():
         raise ValueError("this row is cursed")
 
     with pytest.raises(Exception, match="this row is cursed"):
-        meeting_rows(failing, lambda *_: 1)(None, PARAMS, jnp.ones((50, 3)), jnp.float32(1))
+        meeting_rows(failing, lambda *_: 1)(DEFINITION, PARAMS, jnp.ones((50, 3)), jnp.float32(1))
     assert len(seen) < 50
 
 

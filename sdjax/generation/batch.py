@@ -10,7 +10,6 @@ from jax import Array
 from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
-from sdjax.backend import wide
 from sdjax.models import AddedConditioning
 from sdjax.schedulers import HISTORY, Schedule
 
@@ -160,5 +159,10 @@ def start_state(scale: ArrayLike, noise: ArrayLike, latents: ArrayLike = 0.0) ->
     Returns:
         (batch, 1 + HISTORY, height, width, channels) float32.
     """
-    latents = latents + wide(scale) * jnp.asarray(noise, jnp.float32)
+    latents = latents + per_image(scale) * jnp.asarray(noise, jnp.float32)
     return jnp.pad(latents[:, None], [(0, 0), (0, HISTORY), (0, 0), (0, 0), (0, 0)])
+
+
+def per_image(x: ArrayLike) -> Array:
+    """Append three axes, so that (batch,) broadcasts over (batch, height, width, channels)."""
+    return jnp.asarray(x)[..., None, None, None]

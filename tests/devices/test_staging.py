@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.staging import split
+from sdjax.devices.staging import split
 
 KNOWN = {"matrix": jnp.arange(9.0).reshape(3, 3), "bias": jnp.array([1.0, -2.0, 3.0])}
 VARYING = jnp.linspace(-1, 1, 12).reshape(4, 3)

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 import sdjax
+from sdjax.generation.tiling import in_tiles
 from sdjax.pipeline import decode, encode
-from sdjax.tiling import in_tiles
 from training.drawings import draw, sample_scene
 
 coded = jax.jit(encode, static_argnums=(0, 3))
