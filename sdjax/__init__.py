@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from sdjax import errors, images, loading, metadata, models, pipeline, schedulers, sharding, variants, xla_flags
+    from sdjax import errors, images, loading, metadata, models, pipeline, schedulers, variants
+    from sdjax.devices import sharding, xla_flags
     from sdjax.errors import CheckpointError, NotFiniteError, PromptWarning, RequestError, SdjaxError
     from sdjax.pipeline import Output, Pipeline
 
@@ -30,8 +31,13 @@ __all__ = [
     "variants",
     "xla_flags",
 ]
-_FROM = {"Output": "pipeline", "Pipeline": "pipeline"}
-"""Where the names come from that are neither modules nor errors."""
+_MODULES = {
+    "sharding": "devices.sharding",
+    "xla_flags": "devices.xla_flags",
+    "Output": "pipeline",
+    "Pipeline": "pipeline",
+}
+"""Modules of the names that are not at the top level; other small names are modules there, other capital ones errors."""
 
 
 def __getattr__(name: str) -> object:
@@ -39,8 +45,8 @@ def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'sdjax' has no attribute {name!r}")
     if name[0].islower():
-        return import_module(f"sdjax.{name}")
-    return getattr(import_module(f"sdjax.{_FROM.get(name, 'errors')}"), name)
+        return import_module(f"sdjax.{_MODULES.get(name, name)}")
+    return getattr(import_module(f"sdjax.{_MODULES.get(name, 'errors')}"), name)
 
 
 def __dir__() -> list[str]:
