@@ -37,7 +37,7 @@ _MODULES = {
     "Output": "pipeline",
     "Pipeline": "pipeline",
 }
-"""Modules of the names that are not at the top level; other small names are modules there, other capital ones errors."""
+"""Modules of names that are elsewhere: other lower-case names are modules at the top level, the others are errors."""
 
 
 def __getattr__(name: str) -> object:

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import sdjax.sharding
 from flax.traverse_util import flatten_dict
 
 import sdjax
