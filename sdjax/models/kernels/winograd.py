@@ -114,7 +114,7 @@ def _convolve(x: Array, places: Sequence[Array], tile: int, strip: int) -> Array
 def _transform_kernel(weight: Array, tile: int) -> list[Array]:
     """G g G': a matrix (out, in) for each of the (tile + 2)**2 places.
 
-    Traced once for all kernels of a shape too, but inlined, so that `sdjax.devices.staging` chooses which of them to keep.
+    Traced once for all kernels of a shape too, but inlined: `sdjax.devices.staging` chooses which of them to keep.
     """
     G = TRANSFORMS[tile].kernel
     weight = weight.astype(sum_dtype(weight.dtype))
