@@ -27,12 +27,10 @@ from sdjax.models import (
     UNet,
     UNetConfig,
     VAEConfig,
-    attention,
     bind,
-    convolution,
     define,
 )
-from sdjax.models.kernels import forms_for
+from sdjax.models.kernels import PLAIN, forms_for
 from sdjax.models.quantised import is_large_weight, quantise_weight
 
 SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
@@ -59,7 +57,7 @@ def prepare(case: Case) -> Prepared:
         guidance_scale=case.guidance_scale,
     )
     # First: what counting leaves in memory is not the model's.
-    flops = None if plain is None else _flops(partial(plain, definition, inputs), params)
+    flops = None if plain is None else _flops(partial(plain, definition.with_forms(PLAIN), inputs), params)
     ready = work(case, definition, params, inputs)
     return Prepared(ready.run, _matmul(case), flops, ready.notes)
 
@@ -69,13 +67,8 @@ def _flops(plain: Callable[[Any], Any], params: Any) -> float | None:
 
     The analysis counts the body of a loop once, so attention in blocks would be missing too.
     """
-    chosen, short = convolution.choose, attention.SHORT
-    convolution.choose, attention.SHORT = (lambda *_, **__: convolution.Form.DIRECT), 2**62
-    try:
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
-        analysis = jax.jit(lambda params: plain(params)).lower(shapes).cost_analysis()
-    finally:
-        convolution.choose, attention.SHORT = chosen, short
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+    analysis = jax.jit(lambda params: plain(params)).lower(shapes).cost_analysis()
     return None if not analysis else float(analysis["flops"])
 
 
@@ -97,6 +90,7 @@ def build(case: Case, *parts: str) -> tuple[Definition, Any]:
         vae=definitions["vae"],
         text_encoders=tuple((name, definitions[name]) for name in sizes.text_encoders),
         dtype=dtype,
+        target=local_target(),
     )
     return definition, FrozenDict(_filled(params, quantises=case.dtype == "int8"))
 

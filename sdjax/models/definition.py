@@ -136,7 +136,10 @@ class Definition:
 
     def on(self, target: Target) -> "Definition":
         """The same models for another kind of device."""
-        forms = forms_for(target)
+        return replace(self.with_forms(forms_for(target)), target=target)
+
+    def with_forms(self, forms: Forms) -> "Definition":
+        """The same models with their kernels computed in other forms."""
 
         def moved(named: tuple[tuple[str, Any], ...]) -> tuple[tuple[str, Any], ...]:
             return tuple((name, replace(architecture, forms=forms)) for name, architecture in named)
@@ -146,7 +149,6 @@ class Definition:
             unet=replace(self.unet, forms=forms),
             vae=replace(self.vae, forms=forms),
             text_encoders=moved(self.text_encoders),
-            target=target,
             controlnets=moved(self.controlnets),
         )
 

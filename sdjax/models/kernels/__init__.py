@@ -4,6 +4,6 @@ All forms of a kernel give the same numbers, up to rounding, and the models abov
 this folder at first reading.
 """
 
-from sdjax.models.kernels.forms import Forms, attend, convolve, forms_for
+from sdjax.models.kernels.forms import PLAIN, Forms, attend, convolve, forms_for
 
-__all__ = ["Forms", "attend", "convolve", "forms_for"]
+__all__ = ["PLAIN", "Forms", "attend", "convolve", "forms_for"]

@@ -146,3 +146,7 @@ def accelerator_attention(
 def _own_convolution(*_: Any, **__: Any) -> convolution.Form:
     """Accelerators have tuned convolutions."""
     return Direct("OIHW")
+
+
+PLAIN = Forms(multiply, _own_convolution, lambda **_: Whole())
+"""The textbook forms, for counting operations."""
