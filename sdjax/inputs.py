@@ -127,9 +127,9 @@ def size_of(definition: Definition, given: Mapping[str, Any], canvases: Sequence
         height, width = canvases[0].pixels.shape[:2]
         return width, height
     factor = definition.vae_config.factor
-    native = definition.unet_config.sample_size * factor
     width, height = (
-        _side(name, native if (side := given.get(name)) is None else side, factor) for name in ("width", "height")
+        _side(name, native if (side := given.get(name)) is None else side, factor)
+        for name, native in zip(("width", "height"), definition.native_size, strict=True)
     )
     return width, height
 

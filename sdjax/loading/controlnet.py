@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 
 from sdjax.errors import CheckpointError
 from sdjax.loading.folder import read_json
+from sdjax.loading.passengers import without_passengers
 from sdjax.loading.weights import Place, fill, find_tensors
 from sdjax.models import ControlNet, ControlNetConfig, Params, define
 
@@ -47,7 +48,7 @@ def _load(folder: Path, _stamps: tuple[Any, ...], dtype: str, place: Place) -> t
     definition, shapes = define(ControlNet, config, dtype=dtype, param_dtype=dtype)
     params = fill(
         shapes,
-        find_tensors(folder, STEM, None),
+        without_passengers(find_tensors(folder, STEM, None), "controlnet"),
         component=str(folder),
         place=lambda path, array: place(("controlnet", *path), array),
     )

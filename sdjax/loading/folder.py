@@ -7,6 +7,7 @@ from typing import Any
 from sdjax.errors import CheckpointError
 from sdjax.loading.card import read_card
 from sdjax.loading.checkpoint import TEXT_ENCODERS, Parts
+from sdjax.loading.passengers import without_passengers
 from sdjax.loading.tokenizer import load_tokenizer
 from sdjax.loading.weights import Tensor, find_tensors
 
@@ -49,8 +50,10 @@ def read_folder(folder: Path, *, variant: str | None, prediction_type: str | Non
     if prediction_type is not None:
         configs["scheduler"] = _predicting(configs["scheduler"], prediction_type)
     tensors = {name: find_tensors(folder / name, STEMS[name], variant) for name in present}
-    if "vae" in tensors:
-        tensors["vae"] = {_vae_name(name): tensor for name, tensor in tensors["vae"].items()}
+    for name in present:
+        projected = "CLIPTextModelWithProjection" in (configs[name].get("architectures") or ())
+        tensors[name] = without_passengers(tensors[name], name, projected=projected)
+    tensors["vae"] = {_vae_name(name): tensor for name, tensor in tensors["vae"].items()}
     for name in TEXT_ENCODERS.keys() & tensors.keys():
         tensors[name] = _text_names(tensors[name])
     tokenizers = {name: load_tokenizer(folder / TEXT_ENCODERS[name]) for name in TEXT_ENCODERS if name in present}

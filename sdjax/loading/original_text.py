@@ -19,6 +19,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from sdjax.errors import CheckpointError
+from sdjax.loading.passengers import without_passengers
 from sdjax.loading.renaming import counted, renamed, shape_of
 from sdjax.loading.weights import Tensor
 
@@ -55,10 +56,9 @@ def clip_tensors(tensors: Mapping[str, Tensor], *, where: str) -> dict[str, Tens
     """
     modules = {name: f"text_model.{name}" for name in ("embeddings", "encoder", "final_layer_norm")}
     modules |= {new: new for new in modules.values()}
+    kept = without_passengers(tensors, "text_encoder")
     kept = {
-        name: tensor
-        for name, tensor in tensors.items()
-        if name.rpartition(".")[2] not in ("position_ids", "logit_scale") and name != "text_projection.weight"
+        name: tensor for name, tensor in kept.items() if name.rpartition(".")[2] not in ("position_ids", "logit_scale")
     }
     return renamed(kept, modules, where=where)
 
@@ -78,7 +78,8 @@ def open_clip_tensors(tensors: Mapping[str, Tensor], *, whole: bool, where: str)
     """
     layers = counted(tensors, "transformer.resblocks.")
     projections = {"text_projection", "text_projection.weight"} & tensors.keys()
-    unused = {"logit_scale", "attn_mask"}
+    unused = {"attn_mask"}
+    tensors = without_passengers(tensors, "text_encoder", projected=True)
     if not whole:
         unused |= projections
         if projections or len(layers) == LAYERS_OF_SD2:

@@ -30,6 +30,7 @@ What the network predicts is, in this order:
 A tensor called `ztsnr` means betas rescaled to a zero terminal signal-to-noise ratio.
 """  # noqa: E501 (a table)
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -39,9 +40,10 @@ from sdjax.loading.checkpoint import TEXT_ENCODERS, Parts
 from sdjax.loading.original_text import clip_tensors, open_clip_tensors, text_config
 from sdjax.loading.original_unet import unet_config, unet_tensors
 from sdjax.loading.original_vae import vae_config, vae_tensors
+from sdjax.loading.passengers import TRAINING, TRAINING_PREFIXES
 from sdjax.loading.renaming import shape_of
 from sdjax.loading.tokenizer import END, ClipTokenizer, published_tokenizer
-from sdjax.loading.weights import Tensor, open_metadata, open_tensors
+from sdjax.loading.weights import Tensor, open_metadata, open_tensors, read_number
 
 Family: TypeAlias = Literal["SD 1", "SD 2", "SDXL", "SDXL refiner"]
 Tensors: TypeAlias = Mapping[str, Tensor]
@@ -52,25 +54,10 @@ XL_CLIP, XL_OPEN_CLIP = "conditioner.embedders.0.transformer.", "conditioner.emb
 REFINER_TEXT = "conditioner.embedders.0.model."
 PREFIXES = (UNET, VAE, SD1_TEXT, SD2_TEXT, XL_CLIP, XL_OPEN_CLIP, REFINER_TEXT)
 
-# What training leaves in a file beside the models: averaged weights (of the same UNet, which is not wanted twice), the
-# schedule's numbers, the autoencoder's loss with its discriminator, and a number that only CLIP's training reads.
-IGNORED_PREFIXES = ("model_ema.", "first_stage_model.loss.", "denoiser.")
-IGNORED = (
-    "alphas_cumprod",
-    "alphas_cumprod_prev",
-    "betas",
-    "cond_stage_model.logit_scale",
-    "log_one_minus_alphas_cumprod",
-    "logvar",
-    "posterior_log_variance_clipped",
-    "posterior_mean_coef1",
-    "posterior_mean_coef2",
-    "posterior_variance",
-    "sqrt_alphas_cumprod",
-    "sqrt_one_minus_alphas_cumprod",
-    "sqrt_recip_alphas_cumprod",
-    "sqrt_recipm1_alphas_cumprod",
-)
+IGNORED_PREFIXES = (*TRAINING_PREFIXES, "first_stage_model.loss.", "first_stage_model.model_ema.")
+IGNORED = (*TRAINING, "cond_stage_model.logit_scale")
+SCALE, SCALE_TOLERANCE = "scale_factor", 0.01
+"""Of latents, as training measured it."""
 DIFFUSERS_VERSION = "0.42.1"
 """Whose folder layout `model_index.json` is in; some of diffusers' pipelines insist on being told."""
 V_MARKER, ZERO_SNR_MARKER = "v_pred", "ztsnr"
@@ -127,9 +114,12 @@ def read_file(file: Path, *, prediction_type: str | None) -> Parts:
             contradicts itself.
     """
     where = str(file)
-    groups, markers = _grouped(open_tensors(file), where)
+    tensors = open_tensors(file)
+    groups, markers = _grouped(tensors, where)
     family = _family(groups, where)
     traits = FAMILIES[family]
+    if SCALE in tensors:
+        _check_scale(tensors[SCALE], traits.scaling_factor, f"{where} ({family})")
     unet, vae = groups[UNET], groups[VAE]
     if ("label_emb.0.0.weight" in unet) != (traits.time_ids > 0):
         has = "no label_emb, through which" if traits.time_ids else "a label_emb, through which only"
@@ -138,14 +128,14 @@ def read_file(file: Path, *, prediction_type: str | None) -> Parts:
         )
     texts, tokenizers = _text_encoders(family, groups, where)
     configs = {name: config for name, (config, _) in texts.items()}
-    tensors: dict[str, Tensors] = {name: named for name, (_, named) in texts.items()}
+    named: dict[str, Tensors] = {name: of_text for name, (_, of_text) in texts.items()}
 
-    tensors["vae"] = vae_tensors(vae, where=where)
+    named["vae"] = vae_tensors(vae, where=where)
     inpainting = _inpaints(unet, vae, where)
     predicts = prediction_type or _prediction_type(file, family, markers, inpainting=inpainting)
     side = 512 if family == "SD 2" and predicts == "epsilon" else traits.side
     configs["vae"] = vae_config(vae, scaling_factor=traits.scaling_factor, sample_size=side, where=where)
-    tensors["unet"] = unet_tensors(unet, where=where)
+    named["unet"] = unet_tensors(unet, where=where)
     configs["unet"] = unet_config(
         unet,
         heads_of_sd1=family == "SD 1",
@@ -155,8 +145,17 @@ def read_file(file: Path, *, prediction_type: str | None) -> Parts:
         where=where,
     )
     configs["scheduler"] = _scheduler(family, predicts, zero_snr=ZERO_SNR_MARKER in markers, inpainting=inpainting)
-    configs["model_index"] = _model_index(family, tensors, configs["scheduler"]["_class_name"], inpainting=inpainting)
-    return Parts(where, configs, tensors, tokenizers)
+    configs["model_index"] = _model_index(family, named, configs["scheduler"]["_class_name"], inpainting=inpainting)
+    return Parts(where, configs, named, tokenizers)
+
+
+def _check_scale(stored: Tensor, used: float, where: str) -> None:
+    """Warn of another scale of latents than the family's, which is used as in diffusers: few files hold one."""
+    scale = read_number(stored)
+    if abs(scale - used) > SCALE_TOLERANCE * used:
+        warnings.warn(
+            f"{where} holds {SCALE} = {scale:g}, which is not used: latents are scaled by {used}", stacklevel=2
+        )
 
 
 def _grouped(tensors: Tensors, where: str) -> tuple[dict[str, dict[str, Tensor]], set[str]]:

@@ -76,6 +76,19 @@ def read_tensors(file: Path) -> dict[str, NDArray[Any]]:
         raise CheckpointError(f"{file} is not a readable safetensors file: {error}") from error
 
 
+def read_number(tensor: Tensor) -> float:
+    """Read a tensor of one floating-point number.
+
+    Raises:
+        CheckpointError: it is something else.
+    """
+    if tensor.dtype not in FLOATS or any(side != 1 for side in tensor.shape):
+        raise CheckpointError(
+            f"{tensor.file}: {tensor.name} is {tensor.dtype} of shape {tensor.shape}, which should be a number"
+        )
+    return float(MappedFile(tensor.file).read(tensor.name).astype(np.float32).reshape(()))
+
+
 def check_finite(tensor: NDArray[Any], name: str) -> None:
     """Refuse what is no finite float32.
 

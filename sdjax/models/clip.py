@@ -11,6 +11,7 @@ from flax import nnx
 from jax import Array
 from typing_extensions import Unpack
 
+from sdjax.models.config import check_names, check_types
 from sdjax.models.kernels import attend
 from sdjax.models.layers import Embedding, LayerNorm, Linear, Setup, gelu, quick_gelu
 
@@ -49,6 +50,7 @@ class CLIPTextConfig:
             ValueError: the activation or the kind of model is not supported, or padding is to be masked.
         """
         values = {key: config[key] for key in cls.__dataclass_fields__ if config.get(key) is not None}
+        check_names(config, ("architectures",), model="text encoder")
         architectures = config.get("architectures") or ["CLIPTextModel"]
         if architectures[0] not in ("CLIPTextModel", "CLIPTextModelWithProjection"):
             raise ValueError(
@@ -65,12 +67,12 @@ class CLIPTextConfig:
             raise ValueError(
                 f"text encoder config: use_attention_mask is {config['use_attention_mask']!r}, which is not supported"
             )
-        if values.get("hidden_act", cls.hidden_act) not in ACTIVATIONS:
+        if values.get("hidden_act", cls.hidden_act) not in tuple(ACTIVATIONS):
             raise ValueError(
                 f"text encoder config: hidden_act is {values['hidden_act']!r}, and only "
                 f"{' and '.join(map(repr, ACTIVATIONS))} are supported"
             )
-        return cls(**values)
+        return check_types(cls(**values), model="text encoder")
 
 
 class TextEncoding(NamedTuple):

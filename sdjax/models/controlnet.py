@@ -12,6 +12,7 @@ from flax import nnx
 from jax import Array
 from typing_extensions import Unpack
 
+from sdjax.models.config import check_names, check_types
 from sdjax.models.layers import Conv, Setup, silu
 from sdjax.models.unet import (
     AddedConditioning,
@@ -69,14 +70,19 @@ class ControlNetConfig:
             raise ValueError(
                 f"ControlNet config: controlnet_conditioning_channel_order is {order!r}, not 'rgb' or 'bgr'"
             )
-        down = config.get("down_block_types", ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",))
+        check_names(config, ("down_block_types",), model="ControlNet")
+        hints = config.get("conditioning_embedding_out_channels") or (16, 32, 96, 256)
+        if not isinstance(hints, list | tuple):
+            raise ValueError(f"ControlNet config: conditioning_embedding_out_channels is {hints!r}, not a list")
+        down = config.get("down_block_types") or (("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",))
         rest = {key: value for key, value in config.items() if key not in _OWN}
         up = ["CrossAttnUpBlock2D" if "Attn" in name else "UpBlock2D" for name in reversed(down)]
-        return cls(
+        made = cls(
             unet=UNetConfig.from_dict({**rest, "down_block_types": down, "up_block_types": up}),
-            hint_channels=tuple(config.get("conditioning_embedding_out_channels") or (16, 32, 96, 256)),
+            hint_channels=tuple(hints),
             bgr=order == "bgr",
         )
+        return check_types(made, model="ControlNet")
 
 
 _OWN = (

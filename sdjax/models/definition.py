@@ -165,6 +165,12 @@ class Definition:
         return config
 
     @property
+    def native_size(self) -> tuple[int, int]:
+        """(width, height) in pixels of the pictures that it was trained on."""
+        height, width = (side * self.vae_config.factor for side in self.unet_config.sample_sides)
+        return width, height
+
+    @property
     def is_xl(self) -> bool:
         """Whether the UNet also hears pooled text and time ids, as SDXL's does."""
         return self.unet_config.projection_input_dim is not None

@@ -15,7 +15,7 @@ from typing_extensions import Unpack
 
 from sdjax.devices.sharding import INPUT, OUTPUT, Split
 from sdjax.models.attention import Transformer2D
-from sdjax.models.config import check_keys, per_block
+from sdjax.models.config import check_keys, check_names, check_types, per_block, sides
 from sdjax.models.layers import Conv, GroupNorm, Linear, Setup, silu, timestep_embedding
 from sdjax.models.resnet import Downsample, ResnetBlock, Upsample
 
@@ -28,12 +28,12 @@ MID_BLOCKS = {None: None, "UNetMidBlock2D": False, "UNetMidBlock2DCrossAttn": Tr
 class UNetConfig:
     """The sizes of a UNet. Tuples have one entry a block, from the highest resolution down, in both directions.
 
-    `time_ids`: numbers of SDXL's micro-conditioning (6; a refiner has 5), 0 for models without it.
+    `sample_sides`: (height, width) of the latents that it was trained on; `sample_size` in a config.json.
     """
 
     in_channels: int
     out_channels: int
-    sample_size: int
+    sample_sides: tuple[int, int]
     block_out_channels: tuple[int, ...]
     down_attention: tuple[bool, ...]
     up_attention: tuple[bool, ...]
@@ -66,7 +66,11 @@ class UNetConfig:
         check_keys(config, model="UNet", read=_READ, fixed=_FIXED, ignored=_IGNORED)
         given = {key: value for key, value in config.items() if value is not None or key == "mid_block_type"}
         config = {**_DEFAULTS, **given}
-        blocks = len(config["block_out_channels"])
+        check_names(config, ("down_block_types", "up_block_types"), model="UNet")
+        widths = config["block_out_channels"]
+        if not isinstance(widths, list | tuple):
+            raise ValueError(f"UNet config: block_out_channels is {widths!r}, which should be a list of whole numbers")
+        blocks = len(widths)
 
         def each(key: str, value: Any = None) -> tuple[Any, ...]:
             return per_block(config[key] if value is None else value, blocks, key=key, model="UNet")
@@ -76,18 +80,18 @@ class UNetConfig:
                 raise ValueError(f"UNet config: {key} has {unknown[0]!r}, and only {' and '.join(known)} are supported")
             return each(key, [known[name] for name in config[key]])
 
-        if config["mid_block_type"] not in MID_BLOCKS:
+        if config["mid_block_type"] not in tuple(MID_BLOCKS):
             raise ValueError(f"UNet config: mid_block_type is {config['mid_block_type']!r}, which is not supported")
         if config["addition_embed_type"] not in (None, "text_time"):
             raise ValueError(f"UNet config: addition_embed_type is {config['addition_embed_type']!r}, not 'text_time'")
         has_time_ids = config["addition_embed_type"] == "text_time"
         # `attention_head_dim` has always meant the number of heads (diffusers issue 2011); published configs rely on it
         heads_key = "num_attention_heads" if config["num_attention_heads"] is not None else "attention_head_dim"
-        return cls(
+        made = cls(
             in_channels=config["in_channels"],
             out_channels=config["out_channels"],
-            sample_size=config["sample_size"],
-            block_out_channels=tuple(config["block_out_channels"]),
+            sample_sides=sides(config["sample_size"], key="sample_size", model="UNet"),
+            block_out_channels=tuple(widths),
             down_attention=attends("down_block_types", DOWN_BLOCKS),
             up_attention=attends("up_block_types", UP_BLOCKS)[::-1],
             mid_attention=MID_BLOCKS[config["mid_block_type"]],
@@ -104,6 +108,7 @@ class UNetConfig:
             addition_time_embed_dim=config["addition_time_embed_dim"] if has_time_ids else None,
             projection_input_dim=config["projection_class_embeddings_input_dim"] if has_time_ids else None,
         )
+        return check_types(made, model="UNet")
 
 
 _DEFAULTS: Mapping[str, Any] = {

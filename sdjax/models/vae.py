@@ -10,7 +10,7 @@ from flax import nnx
 from jax import Array
 from typing_extensions import Unpack
 
-from sdjax.models.config import check_keys
+from sdjax.models.config import check_keys, check_names, check_types, sides
 from sdjax.models.kernels import attend
 from sdjax.models.layers import Conv, GroupNorm, Linear, Setup, silu
 from sdjax.models.resnet import Downsample, ResnetBlock, Upsample
@@ -48,6 +48,7 @@ class VAEConfig:
             ValueError: it asks for something that this implementation does not do.
         """
         read = cls.__dataclass_fields__
+        check_names(config, ("down_block_types", "up_block_types"), model="VAE")
         block = {"DownEncoderBlock2D"}, {"UpDecoderBlock2D"}
         for key, names in zip(("down_block_types", "up_block_types"), block, strict=True):
             if other := set(config.get(key, names)) - names:
@@ -60,10 +61,11 @@ class VAEConfig:
             ignored=(),
         )
         values = {key: config[key] for key in read if config.get(key) is not None}
-        values["block_out_channels"] = tuple(values.get("block_out_channels", (64,)))
-        if isinstance(size := values.get("sample_size"), list | tuple):
-            values["sample_size"] = size[0]
-        return cls(**values)
+        if isinstance(widths := values.get("block_out_channels"), list):
+            values["block_out_channels"] = tuple(widths)
+        if "sample_size" in values:
+            values["sample_size"] = sides(values["sample_size"], key="sample_size", model="VAE")[0]
+        return check_types(cls(**values), model="VAE")
 
 
 class Moments(NamedTuple):

@@ -89,8 +89,7 @@ class GenerationEngine:
         self.ready = threading.Event()
         self.error: Exception | None = None
         self._name = name or f"{socket.gethostname()}:{os.getpid()}"
-        native = pipe.definition.unet_config.sample_size * pipe.definition.vae_config.factor
-        self._sizes = ((native, native),) if sizes is None else tuple(sizes)
+        self._sizes = (pipe.definition.native_size,) if sizes is None else tuple(sizes)
         self._lease_seconds = lease_seconds
         self._programs = Programs(pipe, batch_sizes or default_batch_sizes())
         self.slots = slots or max(2, *self._programs.sizes)

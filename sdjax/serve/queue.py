@@ -209,7 +209,7 @@ def _field(message: str, request: Mapping[str, Any]) -> str | None:
 
 
 def _side(name: str, value: int | None, model: ServedModel) -> int:
-    side = model.size if value is None else value
+    side = model.side(name) if value is None else value
     if side < model.least_side:
         raise invalid(name, f"{name} must be from {model.least_side} to {MAX_SIDE} pixels, not {side}")
     return side

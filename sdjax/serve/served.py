@@ -39,7 +39,7 @@ class ServedModel:
         name: what it is called in answers.
         aliases: other names by which a request may ask for it.
         steps: where a request names none; `guidance_scale` and `sampler` likewise.
-        size: of the pictures that it was trained on, in pixels.
+        size: of the pictures that it was trained on, in pixels: the longer side.
         needs_mask: it was trained for inpainting, and does nothing else.
         check: resolves a request with every default filled in, and its pictures by name, as the library does, whose
             `warnings` are the job's; it raises a RequestError, and draws nothing.
@@ -53,11 +53,18 @@ class ServedModel:
     size: int
     needs_mask: bool
     check: Check
+    native_size: tuple[int, int] | None = None
+    """(width, height) of the pictures that it was trained on; None is `size` for both."""
 
     @property
     def least_side(self) -> int:
         """The smallest side of a picture that it is asked for."""
-        return min(JOB_LEAST_SIDE, self.size)
+        return min(JOB_LEAST_SIDE, *(self.native_size or (self.size,)))
+
+    def side(self, name: str) -> int:
+        """The "width" or "height" of pictures of which none is asked for."""
+        width, height = self.native_size or (self.size, self.size)
+        return width if name == "width" else height
 
 
 def served_model(pipe: "Pipeline", sd_version: str | None) -> ServedModel:
@@ -65,6 +72,7 @@ def served_model(pipe: "Pipeline", sd_version: str | None) -> ServedModel:
     variant = VARIANTS[SD_VERSIONS[sd_version]] if sd_version else None
     known = VARIANTS.get(pipe.name)
     unet, vae = pipe.definition.unet_config, pipe.definition.vae_config
+    native = pipe.definition.native_size
     names = {pipe.name, sd_version, SD_VERSIONS.get(sd_version or ""), variant and variant.source}
     names.add(known.source if known else None)
     return ServedModel(
@@ -73,7 +81,8 @@ def served_model(pipe: "Pipeline", sd_version: str | None) -> ServedModel:
         steps=variant.steps if variant else pipe.steps,
         guidance_scale=variant.guidance_scale if variant else pipe.guidance_scale,
         sampler=default_sampler(pipe.checkpoint.scheduler),
-        size=unet.sample_size * vae.factor,
+        size=max(native),
+        native_size=native,
         needs_mask=unet.in_channels == 2 * vae.latent_channels + 1,
         check=partial(_check, pipe),
     )

@@ -86,6 +86,48 @@ def test_an_unknown_tensor_is_an_error_that_names_it(folder):
         load(folder, dtype="float32")
 
 
+PASSENGERS = {
+    "text_encoder": [
+        "text_projection.weight",
+        "logit_scale",
+        "vision_model.embeddings.class_embedding",
+        "vision_model.post_layernorm.weight",
+        "visual_projection.weight",
+    ],
+    "vae": ["loss.logvar", "loss.discriminator.main.0.weight", "model_ema.decay", "global_step"],
+    "unet": ["model_ema.num_updates", "global_step", "epoch"],
+}
+
+
+@pytest.mark.parametrize("prefixed", [True, False])
+@pytest.mark.parametrize("component", PASSENGERS)
+def test_tensors_that_are_known_to_be_no_part_of_a_model_are_left_out(component, prefixed, folder, bundled):
+    stem = "model" if component == "text_encoder" else STEM
+    file = folder / component / f"{stem}.safetensors"
+    tensors = {name if prefixed else name.removeprefix("text_model."): part for name, part in load_file(file).items()}
+    save_file(tensors | {name: np.zeros((2, 3), np.int64) for name in PASSENGERS[component]}, file)
+    assert same(load(folder, dtype="float32").params, bundled)
+
+
+@pytest.mark.parametrize(
+    ("component", "name"),
+    [
+        ("unet", "vision_model.weight"),
+        ("unet", "loss"),
+        ("vae", "text_projection.weight"),
+        ("vae", "losses.weight"),
+        ("text_encoder", "text_projection.bias"),
+        ("text_encoder", "vision_model"),
+    ],
+)
+def test_a_name_like_theirs_elsewhere_is_an_error_that_names_it(component, name, folder):
+    stem = "model" if component == "text_encoder" else STEM
+    file = folder / component / f"{stem}.safetensors"
+    save_file(load_file(file) | {name: np.zeros(2, np.float32)}, file)
+    with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
+        load(folder, dtype="float32")
+
+
 @pytest.mark.parametrize("prefixed", [True, False])
 def test_text_encoders_of_old_and_new_transformers_load_alike(prefixed, folder, bundled):
     file = folder / "text_encoder" / "model.safetensors"

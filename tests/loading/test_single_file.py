@@ -266,9 +266,29 @@ def test_what_training_left_in_the_file_is_ignored(layouts, tmp_path, loaded):
         "conditioner.embedders.0.transformer.logit_scale": torch.tensor(4.6),
         "conditioner.embedders.0.transformer.text_projection.weight": torch.rand(64, 64),
         "conditioner.embedders.1.model.attn_mask": torch.rand(77, 77),
+        "conditioner.embedders.0.transformer.vision_model.embeddings.class_embedding": torch.rand(8),
+        "conditioner.embedders.0.transformer.visual_projection.weight": torch.rand(8, 8),
+        "conditioner.embedders.1.model.visual.proj": torch.rand(8, 8),
+        "first_stage_model.model_ema.decay": torch.tensor(0.999),
+        "global_step": torch.tensor(470000),
+        "epoch": torch.tensor(7),
+        "lvlb_weights": torch.rand(1000),
+        "scale_factor": torch.tensor(0.13025),
+        "loss.logvar": torch.rand(1000),
     }
     file = saved(both.tensors | left, tmp_path / "trained.safetensors")
     assert same(load(file, dtype="float32").params, loaded(both.name).params)
+
+
+def test_another_scale_of_latents_in_the_file_is_a_warning_and_not_used_as_in_diffusers(layouts, tmp_path, loaded):
+    file = saved(layouts("sd1").tensors | {"scale_factor": torch.tensor(0.2)}, tmp_path / "trained.safetensors")
+    with pytest.warns(UserWarning, match=r"\(SD 1\) holds scale_factor = 0\.2, which is not used: .* 0\.18215"):
+        checkpoint = load(file, dtype="float32")
+    assert checkpoint.definition.vae_config.scaling_factor == 0.18215
+    assert same(checkpoint.params, loaded("sd1").params)
+    file = saved(layouts("sd1").tensors | {"scale_factor": torch.rand(3)}, tmp_path / "trained.safetensors")
+    with pytest.raises(CheckpointError, match=r"scale_factor is F32 of shape \(3,\)"):
+        load(file, dtype="float32")
 
 
 @pytest.mark.parametrize(
@@ -280,8 +300,10 @@ def test_what_training_left_in_the_file_is_ignored(layouts, tmp_path, loaded):
         "model.diffusion_model.input_blocks.1.2.weight",
         "model.diffusion_model.label_emb.weight",
         "first_stage_model.encoder.down.0.attn.0.q.weight",
-        "conditioner.embedders.0.transformer.vision_model.weight",
-        "conditioner.embedders.1.model.visual.proj",
+        "conditioner.embedders.0.transformer.vision_models.weight",
+        "conditioner.embedders.1.model.visuals.proj",
+        "global_steps",
+        "loss",
         "conditioner.embedders.2.model.weight",
     ],
 )
