@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,6 +39,7 @@ def submit(
     steps: Annotated[int | None, typer.Option(help="Steps of the sampler.")] = None,
     guidance: Annotated[float | None, typer.Option(help="How closely to follow the prompt.")] = None,
     sampler: Annotated[str | None, typer.Option(help="ddim, euler, dpmpp_2m, unipc, ...")] = None,
+    schedule: Annotated[str | None, typer.Option(help="karras, exponential, beta or ays.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the first picture; the next ones follow.")] = None,
     size: Annotated[str | None, typer.Option(help="In pixels: 512, or 512x768 (width x height).")] = None,
     num: Annotated[int | None, typer.Option(help="How many pictures.")] = None,
@@ -74,6 +76,7 @@ def submit(
         "steps": steps,
         "guidance_scale": guidance,
         "sampler": sampler,
+        "schedule": schedule,
         "seed": seed,
         "width": width,
         "height": height,
@@ -90,6 +93,7 @@ def submit(
     with _connected(server, api_key) as client:
         accepted = client.submit({name: value for name, value in fields.items() if value is not None})
         print(json.dumps(accepted) if as_json else accepted["job_id"], flush=True)
+        _warn(client.job(accepted["job_id"]))
         if is_watched or output is not None:
             _watched(client, accepted["job_id"], as_json=as_json, quiet=quiet)
         if output is not None:
@@ -141,8 +145,10 @@ def watch(
     with _connected(server, api_key) as client:
         _watched(client, job_id, as_json=as_json, quiet=quiet)
         if not as_json:
-            for path in client.job(job_id)["images"]:
-                print(client.server + path)
+            job = client.job(job_id)
+            _warn(job)
+            for number in range(len(job["images"])):
+                print(client.image_url(job_id, number))
 
 
 @app.command()
@@ -249,9 +255,15 @@ def _save(client: "JobClient", job: dict[str, Any], output: str) -> None:
     place = outputs.place(output, len(job["images"]), stem=job["job_id"], suffix=EXTENSIONS[kind])
     _check_kind(place, kind)
     free = place.free()
-    for source in job["images"]:
-        content = client.image(source)
+    for number in range(len(job["images"])):
+        content = client.image(job["job_id"], number)
         print(outputs.write(free, lambda file, content=content: file.write(content)), flush=True)  # type: ignore[misc]
+
+
+def _warn(job: dict[str, Any]) -> None:
+    """Print what of the request was cut, replaced or ignored."""
+    for warning in job.get("warnings", ()):
+        warnings.warn(warning, stacklevel=1)
 
 
 def _check_kind(place: outputs.Place, kind: str) -> None:

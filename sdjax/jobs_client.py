@@ -86,9 +86,13 @@ class JobClient:
         """
         return self._object("DELETE", _path(job_id))
 
-    def image(self, path: str) -> bytes:
-        """The bytes of a picture, by one of the paths in a job's `images`."""
-        return self._ask("GET", path).content
+    def image(self, job_id: str, number: int) -> bytes:
+        """The bytes of a picture of a job."""
+        return self._ask("GET", f"{_path(job_id)}/images/{number}").content
+
+    def image_url(self, job_id: str, number: int) -> str:
+        """Where a picture is; behind a proxy the server's own idea of that may lack a path."""
+        return f"{self.server}{_path(job_id)}/images/{number}"
 
     def story(self, job_id: str) -> Iterator[dict[str, Any]]:
         """A job's events to the final one, each with its `type`, over as many connections as it takes.

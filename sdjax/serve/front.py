@@ -1,7 +1,7 @@
 """What the routes share, put together once by `app.create_app`."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, TypeAlias
 
 import anyio
@@ -79,7 +79,8 @@ class Front:
             raise ProblemError(503, "unavailable", "the model could not be loaded; the server's log says why")
         if self.worker.model is None:
             raise ProblemError(503, "starting", "the model is being loaded", headers={"Retry-After": "2"})
-        return self.worker.model
+        model = self.worker.model
+        return replace(model, aliases=model.aliases.union(self.settings.alias))
 
 
 def front_of(request: Request) -> Front:

@@ -13,7 +13,10 @@ from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sdjax.serve.store import Job
+
 _job: ContextVar[str | None] = ContextVar("job", default=None)
+_jobs = logging.getLogger("sdjax.serve.jobs")
 _access = logging.getLogger("sdjax.serve.access")
 _TEXT = "%(asctime)s %(levelname)s %(name)s%(about)s %(message)s"
 
@@ -37,6 +40,14 @@ def set_up_logging(level: str, *, as_json: bool) -> None:
     warnings.showwarning = _show_warning
     for noisy in ("httpx", "httpcore", "sse_starlette", "asyncio", "PIL", "uvicorn.error", "jax"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def log_accepted(job: Job) -> None:
+    """Log a job that was accepted, and its warnings."""
+    with about_job(job.id):
+        _jobs.info("accepted: %s", job.bucket)
+        for warning in job.request.get("warnings", ()):
+            _jobs.warning("%s", warning)
 
 
 class JsonLines(logging.Formatter):

@@ -1,7 +1,8 @@
 """What OpenAI's image clients send, and how it becomes a job.
 
-Parameters that have no meaning for a diffusion model (`quality`, `style`, `moderation`, `user`, `safety_identifier`)
-are taken and change nothing; one that asks for something that can't be had is an error that names it.
+Parameters that have no meaning for a diffusion model (`quality`, `style`, `moderation`, `input_fidelity`, `user`,
+`safety_identifier`) are taken and change nothing; one that asks for something that can't be had is an error that names
+it. Many clients send "" for what was left open: it is the same as no value.
 """
 
 import base64
@@ -11,9 +12,9 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
-from sdjax.limits import JOB_IMAGES
+from sdjax.limits import JOB_IMAGES, LAST_SEED
 from sdjax.serve.pictures import Given, write_picture
 from sdjax.serve.problems import ProblemError, invalid, shown
 from sdjax.serve.schemas import (
@@ -26,7 +27,7 @@ from sdjax.serve.schemas import (
     Name,
     Prompt,
     Sampler,
-    Seed,
+    Schedule,
     Steps,
     Strength,
     Strict,
@@ -50,11 +51,22 @@ _PARAMS: Mapping[str, str] = {
 }
 """A job's fields, by what these clients call them."""
 
+RANDOM = -1
+"""A seed that other servers take for none."""
+RandomSeed: TypeAlias = Annotated[int, Field(ge=RANDOM, le=LAST_SEED), WHOLE]
 Quality: TypeAlias = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"]
 
 
+def _allow_blanks(schema: dict[str, Any]) -> None:
+    for name, field in schema["properties"].items():
+        if name not in schema["required"]:
+            field["anyOf"] = [*field["anyOf"], {"const": ""}]
+
+
 class ImageParams(Strict):
-    """What both routes take. `seed`, `steps`, `negative_prompt`, `guidance_scale` and `sampler` are ours."""
+    """What both routes take. `seed`, `steps`, `negative_prompt`, `guidance_scale`, `sampler`, `schedule` are ours."""
+
+    model_config = ConfigDict(json_schema_extra=_allow_blanks)
 
     prompt: Prompt
     model: Name | None = None
@@ -79,20 +91,22 @@ class ImageParams(Strict):
     partial_images: Annotated[int, Field(ge=0, le=3), WHOLE] | None = None
     background: Literal["auto", "opaque"] | None = None
     quality: Quality | None = Field(None, description="Taken, and without effect.")
+    style: Literal["vivid", "natural"] | None = Field(None, description="Likewise.")
+    moderation: Literal["auto", "low"] | None = Field(None, description="Likewise.")
+    input_fidelity: Literal["high", "low"] | None = Field(None, description="Likewise; `strength` is what an edit has.")
     user: Name | None = Field(None, description="Likewise.")
     safety_identifier: Name | None = Field(None, description="Likewise.")
     negative_prompt: str | None = None
     steps: Steps | None = None
+    num_inference_steps: Steps | None = Field(None, description="Another name of `steps`.")
     guidance_scale: Guidance | None = None
-    seed: Seed | None = None
+    seed: RandomSeed | None = Field(None, description=f"Default, and {RANDOM}: drawn.")
     sampler: Sampler | None = None
+    schedule: Schedule | None = None
 
 
 class Generation(ImageParams):
     """`POST /v1/images/generations`."""
-
-    style: Literal["vivid", "natural"] | None = Field(None, description="Taken, and without effect.")
-    moderation: Literal["auto", "low"] | None = Field(None, description="Likewise.")
 
 
 class Edit(ImageParams):
@@ -110,6 +124,8 @@ def image_params(kind: type[Params], value: Mapping[str, Any], *, is_form: bool)
     Raises:
         ProblemError: the first that is wrong.
     """
+    optional = kind.model_fields.keys() - {"prompt"}
+    value = {name: given for name, given in value.items() if given != "" or name not in optional}
     try:
         params = kind.model_validate(value, strict=not is_form)
     except ValidationError as error:
@@ -121,19 +137,26 @@ def image_params(kind: type[Params], value: Mapping[str, Any], *, is_form: bool)
         )
     if params.response_format == "url" and (params.stream or params.output_compression is not None):
         raise invalid("response_format", "response_format can't be url together with stream or output_compression")
+    steps = {params.steps, params.num_inference_steps} - {None}
+    if len(steps) > 1:
+        raise invalid("num_inference_steps", "num_inference_steps is another name of steps, and the two differ")
     if params.partial_images and not params.stream:
         raise invalid("partial_images", "partial_images needs stream: true")
     return params
 
 
-def generation_job(params: Generation, model: ServedModel) -> ImageGeneration | ImageTransform | ImageInpaint:
-    """The job of a generation."""
+def generation_job(
+    params: Generation, model: ServedModel, *, any_model: bool = False
+) -> ImageGeneration | ImageTransform | ImageInpaint:
+    """The job of a generation; with `any_model` it is this model's, whichever was asked for."""
     width, height = _size(params.size)
-    return job_request({**_common(params, model), "operation": "image_generation", "width": width, "height": height})
+    return job_request(
+        {**_common(params, model, any_model), "operation": "image_generation", "width": width, "height": height}
+    )
 
 
 def edit_job(
-    params: Edit, image: Given, mask: Given | None, model: ServedModel
+    params: Edit, image: Given, mask: Given | None, model: ServedModel, *, any_model: bool = False
 ) -> tuple[ImageGeneration | ImageTransform | ImageInpaint, dict[str, Given]]:
     """The job of an edit, and its pictures by the job's fields.
 
@@ -143,7 +166,7 @@ def edit_job(
     if width is not None and height is not None:
         picture = ImageOps.exif_transpose(image.picture).resize((width, height), Image.Resampling.LANCZOS)
         image = Given(write_picture(picture, "png"), picture)
-    job = {**_common(params, model), "strength": params.strength}
+    job = {**_common(params, model, any_model), "strength": params.strength}
     if mask is None:
         wanted = job_request({**job, "operation": "image_transform", "input_image": _base64(image.data)})
         return wanted, {"input_image": image}
@@ -159,18 +182,19 @@ def edit_job(
     return wanted, {"init_image": image, "mask_image": white}
 
 
-def _common(params: ImageParams, model: ServedModel) -> dict[str, Any]:
-    steps = model.steps if params.steps is None else params.steps
-    every = steps // ((params.partial_images or 0) + 1)
+def _common(params: ImageParams, model: ServedModel, any_model: bool) -> dict[str, Any]:
+    steps = params.num_inference_steps if params.steps is None else params.steps
+    every = (steps or model.steps) // ((params.partial_images or 0) + 1)
     return {
         "prompt": params.prompt,
         "negative_prompt": params.negative_prompt,
-        "model": params.model,
+        "model": None if any_model else params.model,
         "num_images": params.n,
-        "steps": params.steps,
+        "steps": steps,
         "guidance_scale": params.guidance_scale,
-        "seed": params.seed,
+        "seed": None if params.seed == RANDOM else params.seed,
         "sampler": params.sampler,
+        "schedule": params.schedule,
         "preview_every": max(every, 1) if params.partial_images else 0,
         # What is to be compressed harder than usual is kept whole, and encoded when it is sent.
         "response": "png" if params.output_compression is not None else params.output_format,

@@ -329,6 +329,7 @@ IMAGES = _object(
     usage={"type": "object"},
     seed={"type": "integer"},
 )
+IMAGES["properties"]["warnings"] = {"type": "array", "items": _TEXT}
 MODEL = _object(
     id=_TEXT,
     object={"const": "model"},

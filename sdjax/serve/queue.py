@@ -123,7 +123,7 @@ def resolved(
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Fill in every default, and take the pictures out: the request as the store keeps it, and bytes by SHA-256.
 
-    An adapter has its whole path there, and the `name` that it was asked for by.
+    An adapter has its whole path there, and the `name` that it was asked for by; `warnings` are the library's.
 
     Raises:
         ProblemError: a value that this model, or no picture, can have.
@@ -151,6 +151,8 @@ def resolved(
         "worker_id": wanted.worker_id,
     }
     blobs: dict[str, bytes] = {}
+    if wanted.schedule is not None:
+        request["schedule"] = wanted.schedule
     pictures = {name: picture for name, (_, picture) in given.items()}
     if isinstance(wanted, ImageGeneration):
         request["width"] = _side("width", wanted.width, model)
@@ -164,7 +166,7 @@ def resolved(
             request[name] = {"blob": digest}
         request["width"], request["height"] = _fitted(names[0], pictures[names[0]])
     try:
-        model.check(request, pictures)
+        request["warnings"] = list(model.check(request, pictures).warnings)
     except SdjaxError as error:
         raise invalid(_field(str(error), request), str(error)) from None
     return request, blobs

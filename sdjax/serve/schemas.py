@@ -53,6 +53,7 @@ Side: TypeAlias = Annotated[int, Field(ge=JOB_MULTIPLE, le=MAX_SIDE, multiple_of
 Sampler: TypeAlias = Annotated[
     str, Field(max_length=MAX_NAME, json_schema_extra={"enum": list(SAMPLERS)}), AfterValidator(_sampler)
 ]
+Schedule: TypeAlias = Literal["karras", "exponential", "beta", "ays"]
 Seed: TypeAlias = Annotated[int, Field(ge=0, le=LAST_SEED), WHOLE]
 Steps: TypeAlias = Annotated[int, Field(ge=1, le=JOB_STEPS), WHOLE]
 Guidance: TypeAlias = Annotated[float, Field(ge=0, le=JOB_GUIDANCE, allow_inf_nan=False)]
@@ -94,6 +95,7 @@ class JobFields(Strict):
     )
     seed: Seed | None = Field(None, description="Default: drawn, and reported by `complete` and by the job.")
     sampler: Sampler | None = Field(None, description="Default: the model's own.")
+    schedule: Schedule | None = Field(None, description="Spacing of the noise levels; default: the model's own.")
     num_images: Annotated[int, Field(ge=1, le=JOB_IMAGES), WHOLE] | None = Field(
         None, description="Default 1. The pictures after the first take the seeds that follow."
     )
@@ -171,6 +173,9 @@ class JobView(BaseModel):
     )
     timings: dict[str, float] = Field(description="Seconds by phase, once it is complete.")
     images: list[str] = Field(description="Where its pictures are.")
+    warnings: list[str] = Field(
+        description="What of the request was cut, replaced or ignored, and what the model does not know."
+    )
     error: JobError | None
     sse_url: str
 

@@ -90,7 +90,8 @@ def served_model(pipe: "Pipeline", sd_version: str | None) -> ServedModel:
 
 def _check(pipe: "Pipeline", request: Mapping[str, Any], pictures: Mapping[str, Image.Image]) -> Request:
     given: dict[str, Any] = {
-        name: request[name] for name in ("steps", "guidance_scale", "sampler", "seed", "width", "height")
+        name: request.get(name)
+        for name in ("steps", "guidance_scale", "sampler", "schedule", "seed", "width", "height")
     }
     if pictures:
         given["strength"] = request["strength"]

@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -38,6 +39,8 @@ def tiny():
                 begin_step(request["steps"], request["strength"])
         except ValueError as error:
             raise RequestError(str(error)) from error
+        known = "dog" not in request["prompt"]
+        return SimpleNamespace(warnings=() if known else ("this model does not know: dog",))
 
     return ServedModel(
         name="tiny",

@@ -418,6 +418,17 @@ def test_a_published_models_own_limits_hold(serve):
     assert server.client.post("/v1/jobs", json={**body, "width": 256, "height": 2048}).status_code == 200
 
 
+def test_a_schedule_is_part_of_the_request_where_one_is_given(server):
+    body = {"operation": "image_generation", "prompt": "a circle", "steps": 2}
+    for given in ("karras", "exponential", "beta", "ays"):
+        assert server.job(server.submit(steps=2, schedule=given))["request"]["schedule"] == given
+    for given in (None, ...):
+        fields = {} if given is ... else {"schedule": given}
+        assert "schedule" not in server.job(server.submit(steps=2, **fields))["request"]
+    answer = server.client.post("/v1/jobs", json={**body, "schedule": "linear"})
+    assert (answer.status_code, answer.json()["error"]["field"]) == (422, "schedule")
+
+
 def test_the_description_is_openapi_3_1_of_the_same_schemas(server):
     document = server.client.get("/openapi.json").json()
     assert document["openapi"] == "3.1.0"
@@ -426,7 +437,7 @@ def test_the_description_is_openapi_3_1_of_the_same_schemas(server):
     assert set(fields) == {
         *("operation", "hive_id", "model", "prompt", "negative_prompt", "steps", "guidance_scale", "seed"),
         *("width", "height", "loras", "worker_id", "sampler", "num_images", "preview_every", "response"),
-        "cancel_on_disconnect",
+        *("cancel_on_disconnect", "schedule"),
     }
 
 

@@ -79,6 +79,24 @@ def test_pictures_and_masks_are_files(jobs, server, tmp_path):
     assert given.headers["content-type"] == "image/png"
 
 
+def test_the_server_may_be_under_a_path_whether_it_knows_it_or_not(jobs, serve, tmp_path):
+    for root in ("", "/sdjax"):
+        server = serve(root_path=root)
+        server.url += "" if root == "" else root
+        file = tmp_path / f"{root.strip('/') or 'none'}.png"
+        code, out, err = jobs("submit", "a circle", "--steps", 1, "-q", "-o", file, server=server)
+        assert (code, err) == (0, "")
+        assert file.read_bytes().startswith(b"\x89PNG")
+        job_id = out.split()[0]
+        code, out, _ = jobs("watch", job_id, "-q", server=server)
+        assert out.strip() == f"{server.url}/v1/jobs/{job_id}/images/0"
+
+
+def test_a_warning_is_printed(jobs, server):
+    code, _, err = jobs("submit", "a dog", "--steps", 1, "-q", server=server)
+    assert (code, err) == (0, "sdjax: warning: this model does not know: dog\n")
+
+
 def test_submit_waits_and_writes_the_pictures(jobs, server, tmp_path):
     code, out, err = jobs("submit", "a circle", "--seed", 5, "-o", tmp_path / "a.png", server=server)
     assert (code, err, out.splitlines()[1:]) == (0, "", [str(tmp_path / "a.png")])

@@ -63,6 +63,82 @@ def test_parameters_without_a_meaning_here_are_taken(client):
     )
 
 
+BLANK = ("model", "n", "size", "quality", "style", "user", "background", "response_format", "output_format", "stream")
+OURS = ("negative_prompt", "steps", "num_inference_steps", "guidance_scale", "seed", "sampler", "schedule")
+
+
+def test_what_a_client_leaves_blank_is_not_given(client, server):
+    blank = dict.fromkeys((*BLANK, *OURS, "moderation", "input_fidelity", "output_compression", "partial_images"), "")
+    body = server.client.post("/v1/images/generations", json={**blank, "prompt": "a circle"})
+    assert body.status_code == 200, body.text
+    form = {**blank, "prompt": "a circle", "strength": ""}
+    edit = server.client.post("/v1/images/edits", files={"image": picture()}, data=form)
+    assert edit.status_code == 200, edit.text
+    assert len(edit.json()["data"]) == 1
+
+
+def test_a_seed_of_minus_one_is_drawn(client, server):
+    seeds = {client.images.generate(prompt="a circle", extra_body={"seed": -1}).seed for _ in range(3)}
+    assert len(seeds) == 3
+    form = {"prompt": "a circle", "seed": "-1", "num_inference_steps": "3"}
+    answer = server.client.post("/v1/images/edits", files={"image": picture()}, data=form)
+    assert answer.json()["seed"] >= 0
+    assert last_request(server)["steps"] == 3
+
+
+def test_steps_have_the_name_that_diffusers_gives_them(client, server):
+    extra = {"num_inference_steps": 5, "schedule": "karras", "sampler": "euler"}
+    client.images.generate(prompt="a circle", extra_body=extra)
+    assert (last_request(server)["steps"], last_request(server)["schedule"]) == (5, "karras")
+
+
+@pytest.mark.parametrize(
+    "fields", [{"style": "natural"}, {"moderation": "low"}, {"input_fidelity": "high"}, {"quality": "hd"}], ids=str
+)
+def test_what_has_no_meaning_here_is_taken_by_both_routes(client, fields):
+    assert client.images.generate(prompt="a circle", extra_body=fields).data
+    assert client.images.edit(image=picture(), prompt="a circle", extra_body=fields).data
+
+
+def test_a_name_that_the_operator_gives_the_model_is_drawn_with_and_listed(serve):
+    server = serve(alias=["gpt-image-1", "owner/dall-e-3"])
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    assert [model.id for model in client.models.list()] == ["tiny", "gpt-image-1", "owner/dall-e-3"]
+    assert client.models.retrieve("owner/dall-e-3").id == "owner/dall-e-3"
+    for name in ("gpt-image-1", "owner/dall-e-3", "tiny", ""):
+        assert client.images.generate(model=name, prompt="a circle").data
+    assert server.wait(server.submit(model="gpt-image-1", steps=1), "complete")["request"]["model"] == "tiny"
+    with pytest.raises(openai.BadRequestError, match="dall-e-2"):
+        client.images.generate(model="dall-e-2", prompt="a circle")
+
+
+def test_any_model_is_drawn_with_where_the_operator_wants_it(serve):
+    server = serve(any_model=True)
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    assert client.images.generate(model="dall-e-2", prompt="a circle").data
+    assert client.images.edit(model="gpt-image-1", image=picture(), prompt="a circle").data
+    assert client.models.retrieve("dall-e-2").id == "dall-e-2"
+    body = {"operation": "image_generation", "prompt": "a circle", "model": "dall-e-2"}
+    assert server.client.post("/v1/jobs", json=body).status_code == 409  # a hive relies on the model that it names
+
+
+def test_a_word_that_the_model_does_not_know_is_in_the_answer(client, server):
+    answer = client.images.generate(prompt="a dog")
+    assert answer.warnings == ["this model does not know: dog"]
+    (job,) = server.client.get("/v1/jobs", params={"limit": 1}).json()["jobs"]
+    assert job["warnings"] == answer.warnings
+    assert "warnings" not in job["request"]
+    assert "warnings" not in server.client.post("/v1/images/generations", json={"prompt": "a circle"}).json()
+
+
+def test_a_url_opens_without_the_key_for_a_while(serve):
+    server = serve(api_key=[KEY])
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY)
+    (picture,) = client.images.generate(prompt="a circle", response_format="url").data
+    assert httpx.get(picture.url).content.startswith(b"\x89PNG")
+    assert httpx.get(picture.url.partition("?")[0]).status_code == 401
+
+
 def test_a_url_leads_to_the_picture(client):
     answer = client.images.generate(prompt="a circle", response_format="url")
     assert httpx.get(answer.data[0].url).content.startswith(b"\x89PNG")
@@ -177,7 +253,12 @@ def test_models_are_listed(client):
         ("prompt", {"prompt": ["a", "b"]}),
         ("quality", {"quality": "best"}),
         ("steps", {"extra_body": {"steps": 0}}),
-        ("seed", {"extra_body": {"seed": -1}}),
+        ("seed", {"extra_body": {"seed": -2}}),
+        ("num_inference_steps", {"extra_body": {"num_inference_steps": 0}}),
+        ("num_inference_steps", {"extra_body": {"num_inference_steps": 5, "steps": 6}}),
+        ("schedule", {"extra_body": {"schedule": "linear"}}),
+        ("style", {"style": "oil"}),
+        ("frames", {"extra_body": {"frames": ""}}),
         ("negative_prompt", {"extra_body": {"negative_prompt": "x" * 10_001}}),
         ("frames", {"extra_body": {"frames": 5}}),
     ],
@@ -196,6 +277,9 @@ def test_what_can_not_be_honoured_is_an_error_that_names_the_parameter(client, p
     [
         ("image", {"image": b"no picture"}),
         ("image", {"image": [picture(), picture()]}),
+        ("image", {"image": [picture()] * 5}),
+        ("image", {"image": [picture()] * 16}),
+        ("image", {"image": [picture()] * 40}),
         ("mask", {"mask": picture(mode="L")}),
         ("mask", {"mask": b"no picture"}),
         ("size", {"size": "100"}),
@@ -203,7 +287,9 @@ def test_what_can_not_be_honoured_is_an_error_that_names_the_parameter(client, p
         ("n", {"extra_body": {"n": "two"}}),
         ("steps", {"extra_body": {"steps": "NaN"}}),
         ("guidance_scale", {"extra_body": {"guidance_scale": "nan"}}),
-        ("input_fidelity", {"input_fidelity": "high"}),
+        ("input_fidelity", {"input_fidelity": "best"}),
+        ("style", {"extra_body": {"style": "oil"}}),
+        ("prompt", {"prompt": ""}),
         ("strength", {"extra_body": {"strength": 1.5}}),
     ],
     ids=lambda value: str(value)[:50],

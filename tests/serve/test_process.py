@@ -115,6 +115,13 @@ def test_a_job_is_the_picture_that_the_library_draws(process, pipe):
     assert sum(complete["timings"].values()) > 0
 
 
+def test_a_schedule_is_drawn_with(process, pipe):
+    name, complete = process.events(process.submit(seed=7, steps=8, sampler="euler", schedule="karras"))[-1]
+    assert name == "complete", complete
+    (expected,) = pipe(RED_ON_BLUE, seed=7, steps=8, sampler="euler", schedule="karras").images
+    np.testing.assert_array_equal(pixels(complete["image"]), np.asarray(expected))
+
+
 def test_a_transform_is_the_picture_that_the_library_draws(process, pipe):
     start = Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 50).convert("RGB")
     file = io.BytesIO()
@@ -176,10 +183,13 @@ def test_every_line_of_a_job_names_it(process):
 def test_a_warning_is_a_line_like_the_others_and_names_its_job(process):
     job_id = process.submit(steps=1, prompt="a red circle " * 60)
     process.events(job_id)
-    lines = wait_for(lambda: [line for line in process.lines if "py.warnings" in line])
+    lines = wait_for(lambda: [line for line in process.lines if '"level": "warning"' in line and job_id in line])
     line = json.loads(lines[0])
     assert (line["job"], line["level"]) == (job_id, "warning")
     assert "UserWarning" not in line["message"]
+    (warning,) = process.client.get(f"/v1/jobs/{job_id}").json()["warnings"]
+    assert warning == line["message"]
+    assert "cut" in warning
     assert all(json.loads(line)["level"] for line in process.lines)
 
 

@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from sdjax.serve.bodies import parse_object, read_body
 from sdjax.serve.front import Front, front_of, owner_of, viewer_of
-from sdjax.serve.logs import about_job
+from sdjax.serve.logs import about_job, log_accepted
 from sdjax.serve.pictures import MEDIA_TYPES, media_type
 from sdjax.serve.problems import ProblemError, invalid, shown
 from sdjax.serve.queue import read_pictures
@@ -44,8 +44,7 @@ async def submit(request: Request) -> Response:
         return front.queue.submit(wanted, model, pictures, owner=owner, idempotency_key=key)
 
     job = await to_thread.run_sync(accept, limiter=front.submitters)
-    with about_job(job.id):
-        logger.info("accepted: %s", job.bucket)
+    log_accepted(job)
     place = _place(request, job)
     return JSONResponse({"job_id": job.id, "sse_url": f"{place}/stream"}, headers={"Location": place})
 
@@ -125,6 +124,7 @@ async def view(request: Request, job: Job) -> dict[str, Any]:
     front, place = front_of(request), _place(request, job)
     position = await front.registry.position(job)
     loras = [{"path": lora["name"], "strength": lora["strength"]} for lora in job.request["loras"]]
+    asked = {name: value for name, value in job.request.items() if name != "warnings"}
     error = None
     if job.state == "error":
         last = await front.registry.last_event(job)
@@ -133,7 +133,7 @@ async def view(request: Request, job: Job) -> dict[str, Any]:
     return {
         "job_id": job.id,
         "state": job.state,
-        "request": {**job.request, "loras": loras},
+        "request": {**asked, "loras": loras},
         "created": job.created,
         "started": job.started,
         "finished": job.finished,
@@ -141,6 +141,7 @@ async def view(request: Request, job: Job) -> dict[str, Any]:
         "eta_seconds": await _eta(front, job),
         "timings": dict(job.timings),
         "images": [f"{place}/images/{n}" for n in range(job.images)],
+        "warnings": job.request.get("warnings", []),
         "error": error,
         "sse_url": f"{place}/stream",
     }

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -22,7 +23,7 @@ from sdjax.serve import bodies
 from sdjax.serve.bodies import parse_object, read_body
 from sdjax.serve.front import Front, front_of, owner_of
 from sdjax.serve.links import signed
-from sdjax.serve.logs import about_job
+from sdjax.serve.logs import log_accepted
 from sdjax.serve.openai_schemas import Edit, Generation, ImageParams, edit_job, generation_job, image_params, renamed
 from sdjax.serve.pictures import Given, Limits, PictureError, write_picture
 from sdjax.serve.problems import ProblemError, invalid, openai_error, shown
@@ -82,7 +83,7 @@ async def generations(request: Request) -> Response:
 
     def read() -> tuple[Generation, ImageGeneration | ImageTransform | ImageInpaint]:
         params = image_params(Generation, parse_object(body), is_form=False)
-        return params, generation_job(params, model)
+        return params, generation_job(params, model, any_model=front.settings.any_model)
 
     with _renamed():
         params, wanted = await to_thread.run_sync(read, limiter=front.submitters)
@@ -106,15 +107,18 @@ async def _edit(request: Request) -> Drawing:
     image = await _picture("image", images[0], Limits(), front)
     covered = None if mask is None else await _picture("mask", mask, MASK, front)
     with _renamed():
-        wanted, pictures = await to_thread.run_sync(edit_job, params, image, covered, model, limiter=front.submitters)
+        wanted, pictures = await to_thread.run_sync(
+            partial(edit_job, params, image, covered, model, any_model=front.settings.any_model),
+            limiter=front.submitters,
+        )
         job = await _submitted(request, model, wanted, pictures)
     return Drawing(job, params, "image_edit")
 
 
 async def models(request: Request) -> Response:
     """`GET /v1/models`."""
-    front = front_of(request)
-    found = [_model(front, front.worker.model)] if front.worker.model else []
+    front, served = front_of(request), front_of(request).worker.model
+    found = [] if served is None else [_model(front, served, name) for name in (served.name, *front.settings.alias)]
     return JSONResponse({"object": "list", "data": found})
 
 
@@ -122,9 +126,11 @@ async def model(request: Request) -> Response:
     """`GET /v1/models/{name}`."""
     front = front_of(request)
     name, served = request.path_params["name"], front.worker.model
+    if served is not None and (name in front.settings.alias or front.settings.any_model):
+        return JSONResponse(_model(front, served, name))
     if served is None or name not in {served.name, *served.aliases}:
         raise ProblemError(404, "model_not_found", f"there is no model {shown(name)} here", field="model")
-    return JSONResponse(_model(front, served))
+    return JSONResponse(_model(front, served, served.name))
 
 
 async def _submitted(
@@ -139,8 +145,7 @@ async def _submitted(
         return front.queue.submit(wanted, model, pictures, owner=owner)
 
     job = await to_thread.run_sync(accept, limiter=front.submitters)
-    with about_job(job.id):
-        logger.info("accepted: %s", job.bucket)
+    log_accepted(job)
     return job
 
 
@@ -205,12 +210,14 @@ async def _answer(request: Request, front: Front, drawing: Drawing) -> dict[str,
     else:
         pictures = await front.registry.images(job.id)
         data = await to_thread.run_sync(lambda: [{"b64_json": drawing.encoded(*picture)} for picture in pictures])
+    warnings = job.request.get("warnings")
     return {
         "created": int(time.time()),
         "data": data,
         **drawing.described(),
         "usage": NO_TOKENS,
         "seed": job.request["seed"],
+        **({"warnings": warnings} if warnings else {}),
     }
 
 
@@ -329,8 +336,8 @@ async def _files(form: FormData) -> tuple[list[bytes], bytes | None, dict[str, A
     return images, mask, fields
 
 
-def _model(front: Front, served: ServedModel) -> dict[str, Any]:
-    """As OpenAI describes it, and under `sdjax` what a form for jobs needs to know."""
+def _model(front: Front, served: ServedModel, name: str) -> dict[str, Any]:
+    """As OpenAI describes it, by one of its names, and under `sdjax` what a form for jobs needs to know."""
     own = {
         "steps": served.steps,
         "guidance_scale": served.guidance_scale,
@@ -339,7 +346,7 @@ def _model(front: Front, served: ServedModel) -> dict[str, Any]:
         "least_side": served.least_side,
         "needs_mask": served.needs_mask,
     }
-    known = {"id": served.name, "object": "model", "created": int(front.worker.since), "owned_by": "sdjax"}
+    known = {"id": name, "object": "model", "created": int(front.worker.since), "owned_by": "sdjax"}
     return {**known, "sdjax": own}
 
 
