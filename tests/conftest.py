@@ -6,6 +6,13 @@ import pytest
 from sdjax.devices.programs import COMPILED
 from sdjax.devices.xla_flags import set_flags
 from sdjax.terminal import keep_compiled_programs
+from tests import peers
+
+
+def pytest_ignore_collect(collection_path):
+    """Without PyTorch the tests that compare with it are left out; `None` leaves all others to pytest."""
+    file = collection_path / "conftest.py" if collection_path.is_dir() else collection_path
+    return True if not peers.ARE_HERE and file.suffix == ".py" and peers.needs_peers(file) else None
 
 
 def pytest_configure():
