@@ -9,12 +9,14 @@ if TYPE_CHECKING:
     from sdjax import errors, images, loading, metadata, models, pipeline, schedulers, variants
     from sdjax.devices import sharding, xla_flags
     from sdjax.errors import CheckpointError, NotFiniteError, PromptWarning, RequestError, SdjaxError
+    from sdjax.loading import Part
     from sdjax.pipeline import Output, Pipeline
 
 __all__ = [
     "CheckpointError",
     "NotFiniteError",
     "Output",
+    "Part",
     "Pipeline",
     "PromptWarning",
     "RequestError",
@@ -35,6 +37,7 @@ _MODULES = {
     "sharding": "devices.sharding",
     "xla_flags": "devices.xla_flags",
     "Output": "pipeline",
+    "Part": "loading",
     "Pipeline": "pipeline",
 }
 """Modules of names that are elsewhere: other lower-case names are modules at the top level, the others are errors."""

@@ -36,6 +36,12 @@ def with_number(given: str, default: float) -> tuple[str, float]:
     return given, default
 
 
+def with_variant(given: str) -> tuple[str, str | None]:
+    """Take `MODEL@fp16` apart; a path's name may hold an @."""
+    name, at, variant = given.rpartition("@")
+    return (name, variant) if at and name and not Path(given).exists() else (given, None)
+
+
 def check_model(model: str | None) -> None:
     """A word that is neither a known name nor a path is a slip of the keyboard: say what is near it.
 

@@ -83,7 +83,11 @@ def generate(
         Path | None, typer.Option(metavar="FOLDER", help="Where <lora:name:0.8> in a prompt is looked for.")
     ] = None,
     control: Annotated[
-        list[str] | None, typer.Option(metavar="FOLDER:IMAGE[:SCALE]", help="A ControlNet and what it is to see.")
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL[@VARIANT]:IMAGE[:SCALE]",
+            help="A ControlNet (a folder, file or hub id) and what it is to see.",
+        ),
     ] = None,
     embedding: Annotated[
         list[str] | None, typer.Option(metavar="FILE[:WORD]", help="A learned word (textual inversion).")
@@ -92,6 +96,9 @@ def generate(
     chunk: Annotated[bool, typer.Option("--chunk", help="Read long prompts in chunks, uncut.")] = False,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
     weights: Annotated[str | None, typer.Option(help="int8: keep them in a quarter of the memory.")] = None,
+    vae: Annotated[
+        str | None, typer.Option(metavar="MODEL[@VARIANT]", help="Another autoencoder: a folder, file or hub id.")
+    ] = None,
     variant: Annotated[str | None, typer.Option(help="Of the weight files, such as fp16.")] = None,
     revision: Annotated[str | None, typer.Option(help="A branch, tag or commit of a hub repository.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Ask no network.")] = False,
@@ -127,7 +134,7 @@ def generate(
             "padding_mask_crop": mask_padding,
             "loras": [arguments.with_number(given, 1.0) for given in lora or ()],
             "lora_dir": lora_dir,
-            "control": [_control(given) for given in control or ()],
+            "control": [_control(given, offline) for given in control or ()],
             "embeddings": [_with_word(given) for given in embedding or ()],
             "clip_skip": clip_skip,
             "long_prompts": "chunk" if chunk else "truncate",
@@ -136,7 +143,13 @@ def generate(
         from sdjax import Pipeline
 
         pipe = Pipeline.from_pretrained(
-            model, dtype=dtype, weights=weights, variant=variant, revision=revision, local_files_only=offline
+            model,
+            dtype=dtype,
+            weights=weights,
+            variant=variant,
+            revision=revision,
+            local_files_only=offline,
+            vae=None if vae is None else _part(vae, offline),
         )
         # Everything is checked before the first picture is drawn; each is on disk before the next one is begun.
         described, first = _resolved(pipe, wanted, negative, settings, seed)
@@ -282,11 +295,18 @@ def _with_word(given: str) -> Any:
     return (name, word) if colon and not Path(given).exists() else given
 
 
-def _control(given: str) -> tuple[str, Any, float]:
+def _part(given: str, offline: bool) -> Any:
+    from sdjax import Part
+
+    source, variant = arguments.with_variant(given)
+    return Part(source, variant, local_files_only=offline)
+
+
+def _control(given: str, offline: bool) -> tuple[Any, Any, float]:
     from sdjax.images import open_picture
 
     rest, scale = arguments.with_number(given, 1.0)
     folder, colon, picture = rest.rpartition(":")
     if not colon:
-        raise RequestError(f"--control must be FOLDER:IMAGE or FOLDER:IMAGE:SCALE, not {given!r}")
-    return folder, open_picture(Path(picture)), scale
+        raise RequestError(f"--control must be MODEL:IMAGE or MODEL:IMAGE:SCALE, not {given!r}")
+    return _part(folder, offline), open_picture(Path(picture)), scale

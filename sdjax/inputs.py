@@ -15,6 +15,7 @@ from sdjax.errors import RequestError, Warn, warn_caller
 from sdjax.generation import PIXELS_AT_ONCE
 from sdjax.images import to_rgb
 from sdjax.limits import MAX_SIDE
+from sdjax.loading import Part, as_part
 from sdjax.models import Definition
 
 
@@ -22,7 +23,8 @@ class ControlInput(NamedTuple):
     """What one ControlNet is to make of one picture.
 
     Attributes:
-        model: its folder.
+        model: its folder, a .safetensors file, the id of a repository on the hub, or a `Part`, which has a variant and
+            a revision too.
         image: the picture, in the colours that it was trained to read.
         scale: how much it says; 0 is nothing.
         start: the share of the steps, 0 to 1, before which it is silent.
@@ -30,7 +32,7 @@ class ControlInput(NamedTuple):
         guess: let it speak where there is a prompt alone, and the less the higher the resolution.
     """
 
-    model: str | Path
+    model: str | Path | Part
     image: Any
     scale: float = 1.0
     start: float = 0.0
@@ -41,7 +43,7 @@ class ControlInput(NamedTuple):
 class Steering(NamedTuple):
     """A checked `ControlInput`; `pixels` (height, width, 3) uint8 have the picture's size."""
 
-    model: Path
+    model: Part
     pixels: NDArray[np.uint8]
     scale: float
     start: float
@@ -164,7 +166,7 @@ def controls_of(given: Sequence[Any], size: tuple[int, int], *, warn: Warn) -> t
         try:
             asked = ControlInput(*entry)
         except TypeError as error:
-            raise RequestError(f"{name} must be (folder, image, scale[, start, end, guess]), not {entry!r}") from error
+            raise RequestError(f"{name} must be (model, image, scale[, start, end, guess]), not {entry!r}") from error
         image = asked.image
         start, end = share(f"{name}.start", asked.start), share(f"{name}.end", asked.end)
         if start >= end:
@@ -173,5 +175,5 @@ def controls_of(given: Sequence[Any], size: tuple[int, int], *, warn: Warn) -> t
         if (pixels.shape[1], pixels.shape[0]) != size:
             pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
         scale = finite(f"{name}.scale", asked.scale)
-        checked.append(Steering(Path(asked.model), pixels, scale, start, end, bool(asked.guess)))
+        checked.append(Steering(as_part(asked.model, f"{name}.model"), pixels, scale, start, end, bool(asked.guess)))
     return tuple(checked)

@@ -31,7 +31,7 @@ from sdjax.errors import NotFiniteError, PromptWarning, RequestError
 from sdjax.generation import Text, Tokens, compiled, decode, denoise, encode, encode_prompt
 from sdjax.generation.batch import Batch, Conditioning, Control, Known, Table, put_row, stack_tables, start_state
 from sdjax.inputs import ControlInput
-from sdjax.loading import Card, Checkpoint, load, lora_merger, save_folder
+from sdjax.loading import Card, Checkpoint, Part, as_part, load, lora_merger, save_folder
 from sdjax.models import Definition, Params
 from sdjax.models.quantised import is_large_weight, quantise_weight
 from sdjax.models.unet import SPLITS
@@ -120,6 +120,7 @@ class Pipeline:
         revision: str | None = None,
         local_files_only: bool = False,
         prediction_type: str | None = None,
+        vae: str | Path | Part | None = None,
     ) -> "Pipeline":
         """Load a checkpoint.
 
@@ -135,6 +136,8 @@ class Pipeline:
             local_files_only: ask no network.
             prediction_type: what the network predicts ("epsilon", "v_prediction" or "sample"), over all that the
                 checkpoint says; None goes by that. One file of SD 2 is taken for a v-model unless it says otherwise.
+            vae: an autoencoder in the place of the checkpoint's own: a folder, a .safetensors file, a hub id, or a
+                `sdjax.Part`, which also has the variant and the revision. None takes the checkpoint's.
 
         Raises:
             CheckpointError: it can't be found or read; the message says what is missing.
@@ -154,6 +157,7 @@ class Pipeline:
             revision=revision,
             local_files_only=local_files_only,
             prediction_type=prediction_type,
+            vae=None if vae is None else _vae(vae, local_files_only),
             place=_as_int8 if weights else None if mesh is None else placer(check_mesh(mesh), SPLITS),
         )
         name = BUNDLED if model is None else str(model)
@@ -248,7 +252,7 @@ class Pipeline:
             loras: adapters, each (file or folder, weight); their order does not matter.
             lora_dir: the folder in which `<lora:name:0.8>` of a prompt is looked for; it is taken out of the prompt
                 in any case. Without a folder, or where it has no such adapter, there is a warning.
-            control: ControlNets: (folder, image, scale), or a `ControlInput`, for each.
+            control: ControlNets: (folder, file or hub id, image, scale), or a `ControlInput`, for each.
             tiling: encode and decode in tiles, which takes less memory and differs a little. None does so, with a
                 warning, beyond 1024 x 1024 pixels.
             denoising_start: go on from `latents` of another model, which left off there (0 to 1, a share of the way).
@@ -403,6 +407,11 @@ class Pipeline:
                 if report is not None:
                     drawing.batch.state.block_until_ready()
         return drawing.batch.state[:, 0]
+
+
+def _vae(given: str | Path | Part, local_files_only: bool) -> Part:
+    part = as_part(given, "vae")
+    return part._replace(local_files_only=local_files_only or part.local_files_only)
 
 
 def _as_int8(path: Sequence[str | int], array: NDArray[Any]) -> Any:

@@ -71,12 +71,14 @@ def with_controlnets(weights: Weights, controls: Sequence[Steering]) -> Weights:
     named, trees = [], {}
     place = placer(mesh_of(params), SPLITS)
     for i, control in enumerate(controls):
-        net, tree, config = load_controlnet(control.model, dtype=definition.dtype, place=place)
         unet = definition.unet_config
+        net, tree, config = load_controlnet(control.model, like=unet, dtype=definition.dtype, place=place)
         for field in ("block_out_channels", "layers_per_block", "cross_attention_dim"):
             ours, theirs = getattr(unet, field), getattr(config.unet, field)
             if ours != theirs:
-                raise RequestError(f"{control.model} is for another model: its {field} is {theirs}, this one's {ours}")
+                raise RequestError(
+                    f"{control.model.source} is for another model: its {field} is {theirs}, this one's {ours}"
+                )
         named.append((f"controlnet_{i}", net))
         trees[f"controlnet_{i}"] = tree
     # A folder that has not changed gives the same tree, which lives as long as the drawings that have it.

@@ -14,6 +14,8 @@ from sdjax.loading.folder import read_folder
 from sdjax.loading.lora import Adapter, apply_lora
 from sdjax.loading.lora_cache import checked_loras, embeddings_of, lora_merger
 from sdjax.loading.lora_file import read_lora
+from sdjax.loading.other_vae import with_vae
+from sdjax.loading.part import Part, as_part
 from sdjax.loading.saving import save_folder
 from sdjax.loading.single_file import read_file
 from sdjax.loading.source import cached, locate
@@ -28,7 +30,9 @@ __all__ = [
     "Checkpoint",
     "ClipTokenizer",
     "Embedding",
+    "Part",
     "apply_lora",
+    "as_part",
     "cached",
     "checked_loras",
     "embeddings_of",
@@ -51,6 +55,7 @@ def load(
     revision: str | None = None,
     local_files_only: bool = False,
     prediction_type: str | None = None,
+    vae: Part | None = None,
     place: Place | None = None,
 ) -> Checkpoint:
     """Load a folder in diffusers layout, a file in the original layout, or a repository on the hub.
@@ -63,6 +68,7 @@ def load(
         local_files_only: ask no network.
         prediction_type: what the network predicts: "epsilon", "v_prediction" or "sample", over all that the checkpoint
             says; None goes by the folder's scheduler config, and in a file by the rules of `single_file`.
+        vae: an autoencoder in the place of the checkpoint's own; None takes that.
         place: puts a parameter, by its path in the whole, on its device or devices; the default device without it.
 
     Raises:
@@ -74,7 +80,9 @@ def load(
         raise RequestError(f"prediction_type must be {allowed} or None, not {prediction_type!r}")
     path = locate(source, variant=variant, revision=revision, local_files_only=local_files_only)
     if path.is_dir():
-        return assemble(read_folder(path, variant=variant, prediction_type=prediction_type), dtype=dtype, place=place)
-    if variant is not None:
+        parts = read_folder(path, variant=variant, prediction_type=prediction_type)
+    elif variant is not None:
         raise CheckpointError(f"{path} is one file, and variant={variant!r} picks among those of a folder")
-    return assemble(read_file(path, prediction_type=prediction_type), dtype=dtype, place=place)
+    else:
+        parts = read_file(path, prediction_type=prediction_type)
+    return assemble(parts if vae is None else with_vae(parts, vae), dtype=dtype, place=place)

@@ -53,7 +53,7 @@ def read_folder(folder: Path, *, variant: str | None, prediction_type: str | Non
     for name in present:
         projected = "CLIPTextModelWithProjection" in (configs[name].get("architectures") or ())
         tensors[name] = without_passengers(tensors[name], name, projected=projected)
-    tensors["vae"] = {_vae_name(name): tensor for name, tensor in tensors["vae"].items()}
+    tensors["vae"] = today_s_vae_names(tensors["vae"])
     for name in TEXT_ENCODERS.keys() & tensors.keys():
         tensors[name] = _text_names(tensors[name])
     tokenizers = {name: load_tokenizer(folder / TEXT_ENCODERS[name]) for name in TEXT_ENCODERS if name in present}
@@ -71,6 +71,11 @@ def _no_index(folder: Path) -> str:
     files = sorted(file.name for file in folder.glob("*.safetensors"))
     hint = f"; for a file in the original layout give its own path, such as {folder / files[0]}" if files else ""
     return f"{folder} is no folder in diffusers layout: it has no model_index.json{hint}"
+
+
+def today_s_vae_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """An autoencoder's tensors, with the attention of before diffusers 0.15 under its names of today."""
+    return {_vae_name(name): tensor for name, tensor in tensors.items()}
 
 
 def _vae_name(name: str) -> str:

@@ -22,7 +22,9 @@ HUB_HINT = "without a network, download it elsewhere and give the folder's path,
 LOGIN_HINT = "log in with `hf auth login`, or set HF_TOKEN"
 
 
-def locate(source: str | Path, *, variant: str | None, revision: str | None, local_files_only: bool) -> Path:
+def locate(
+    source: str | Path, *, variant: str | None, revision: str | None, local_files_only: bool, part: str | None = None
+) -> Path:
     """Find a model's folder or file, fetching it from the hub where the source is a repository's id.
 
     Args:
@@ -30,6 +32,7 @@ def locate(source: str | Path, *, variant: str | None, revision: str | None, loc
         variant: of the weight files to fetch.
         revision: a branch, tag or commit of the repository.
         local_files_only: take what the hub's cache has, and ask no network.
+        part: the one model that is wanted, "controlnet" or "vae"; None is a whole pipeline.
 
     Raises:
         CheckpointError: there is no such folder, file or repository, or the hub can't be reached.
@@ -44,7 +47,7 @@ def locate(source: str | Path, *, variant: str | None, revision: str | None, loc
     name = str(source)
     if name.count("/") != 1 or name.startswith((".", "~", "/")) or path.suffix == ".safetensors":
         raise CheckpointError(f"there is no folder or file {name!r}")
-    return _fetch(name, variant=variant, revision=revision, local_files_only=local_files_only)
+    return _fetch(name, part, variant=variant, revision=revision, local_files_only=local_files_only)
 
 
 def cached(source: str | Path, *, variant: str | None = None, revision: str | None = None) -> bool:
@@ -76,9 +79,7 @@ def needed_files(repository: str, files: Sequence[str], variant: str | None) -> 
         CheckpointError: it is no repository in diffusers layout, or lacks weights of that variant.
     """
     if INDEX not in files:
-        single = [name for name in files if name.endswith(".safetensors") and "/" not in name]
-        hint = f"; it has {', '.join(single)}: download the one you want and give its path" if single else ""
-        raise CheckpointError(f"{repository} is not in diffusers layout: it has no {INDEX}{hint}")
+        raise CheckpointError(f"{repository} is not in diffusers layout: it has no {INDEX}{_single(files)}")
     settings = [INDEX, CARD, "scheduler/scheduler_config.json", *(f"{component}/config.json" for component in STEMS)]
     settings += [f"{folder}/{name}" for folder in ("tokenizer", "tokenizer_2") for name in TOKENIZER_FILES]
     wanted = [name for name in settings if name in files]
@@ -86,13 +87,49 @@ def needed_files(repository: str, files: Sequence[str], variant: str | None) -> 
         names = [name.removeprefix(f"{component}/") for name in files if name.startswith(f"{component}/")]
         if not names:
             continue
-        chosen = choose_weights(names, stem, variant, where=f"{repository}/{component}")
-        shards = [name for name in names if variant_of(name, stem) == (variant or "") and "-of-" in name]
-        wanted += [f"{component}/{name}" for name in (chosen, *(shards if chosen.endswith(".json") else ()))]
+        wanted += [
+            f"{component}/{name}" for name in _weight_files(names, stem, variant, where=f"{repository}/{component}")
+        ]
     return wanted
 
 
-def _fetch(repository: str, *, variant: str | None, revision: str | None, local_files_only: bool) -> Path:
+def needed_files_of_part(repository: str, part: str, files: Sequence[str], variant: str | None) -> list[str]:
+    """Choose what to fetch for one model: its config, and one set of weights.
+
+    Args:
+        repository: its id, for errors.
+        part: "controlnet" or "vae": a whole pipeline has it in a folder of that name.
+        files: all that it holds, by path.
+        variant: of the weight files.
+
+    Raises:
+        CheckpointError: the repository has no such model, or lacks weights of that variant.
+    """
+    folder = next((folder for folder in ("", f"{part}/") if f"{folder}config.json" in files), None)
+    if folder is None:
+        raise CheckpointError(f"{repository} has no config.json, nor has a folder {part!r} in it{_single(files)}")
+    names = [name.removeprefix(folder) for name in files if name.startswith(folder)]
+    where = f"{repository}/{folder}".rstrip("/")
+    chosen = _weight_files(names, STEMS["vae"], variant, where=where)
+    return [folder + name for name in ("config.json", *chosen)]
+
+
+def _weight_files(names: Sequence[str], stem: str, variant: str | None, *, where: str) -> list[str]:
+    """One set of weights: a file, or an index and its shards."""
+    chosen = choose_weights(names, stem, variant, where=where)
+    shards = [name for name in names if variant_of(name, stem) == (variant or "") and "-of-" in name]
+    return [chosen, *(shards if chosen.endswith(".json") else ())]
+
+
+def _single(files: Sequence[str]) -> str:
+    """A hint at files in a repository that may be what is wanted."""
+    single = [name for name in files if name.endswith(".safetensors") and "/" not in name]
+    return f"; it has {', '.join(single)}: download the one you want and give its path" if single else ""
+
+
+def _fetch(
+    repository: str, part: str | None, *, variant: str | None, revision: str | None, local_files_only: bool
+) -> Path:
     # Slow to import, and needed by those alone who fetch.
     from huggingface_hub import HfApi, snapshot_download
 
@@ -109,7 +146,8 @@ def _fetch(repository: str, *, variant: str | None, revision: str | None, local_
     )
 
     def from_cache() -> Path:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=[INDEX], local_files_only=True))
+        index = [INDEX] if part is None else ["config.json", f"{part}/config.json"]
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=index, local_files_only=True))
 
     at = f"{repository} at revision {revision!r}" if revision else repository
     try:
@@ -123,7 +161,11 @@ def _fetch(repository: str, *, variant: str | None, revision: str | None, local_
             folder = from_cache()
             warnings.warn(f"the hub was not reached, so {at} is what its cache has", stacklevel=2)
             return folder
-        wanted = needed_files(repository, [sibling.rfilename for sibling in siblings], variant)
+        files = [sibling.rfilename for sibling in siblings]
+        if part is None:
+            wanted = needed_files(repository, files, variant)
+        else:
+            wanted = needed_files_of_part(repository, part, files, variant)
         return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
     except LocalEntryNotFoundError as error:
         reached = "no network was to be asked" if local_files_only else "the hub was not reached"

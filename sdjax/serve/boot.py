@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 
+from sdjax.arguments import with_variant
 from sdjax.serve.app import create_app
 from sdjax.serve.front import Worker
 from sdjax.serve.logs import set_up_logging
@@ -54,7 +55,7 @@ def load(settings: Settings, store: Store, worker: Worker) -> None:
     # Here, since they take a second, in which the server answers already that it lives.
     import jax
 
-    from sdjax import Pipeline
+    from sdjax import Part, Pipeline
     from sdjax.devices.sharding import make_mesh
     from sdjax.serve.engine import GenerationEngine
     from sdjax.serve.programs import default_batch_sizes
@@ -68,6 +69,7 @@ def load(settings: Settings, store: Store, worker: Worker) -> None:
         mesh=make_mesh(count) if count > 1 else None,
         variant=settings.variant,
         revision=settings.revision,
+        vae=None if settings.vae is None else Part(*with_variant(settings.vae)),
     )
     worker.device = jax.devices()[0].platform
     worker.model = served_model(pipe, settings.sd_version)

@@ -110,6 +110,7 @@ class Settings(BaseSettings):
     )
     revision: str | None = Field(None, description="A branch, tag or commit of a hub repository.")
     variant: str | None = Field(None, description="Of the weight files, such as fp16.")
+    vae: str | None = Field(None, description="Another autoencoder: a folder, file or hub id, with @VARIANT behind it.")
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(None, description="Of parameters and arithmetic.")
     devices: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
         1, description="Devices that share the pictures, the first so many, or all."

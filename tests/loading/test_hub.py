@@ -14,7 +14,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from sdjax.pipeline import BUNDLED_FOLDER
 
@@ -102,6 +104,7 @@ import sys, warnings
 import sdjax
 from sdjax.loading import cached, load
 from sdjax.loading.source import locate
+from sdjax.loading.part import Part, find_part, read_part
 warnings.simplefilter("ignore", ResourceWarning)
 arguments = {arguments!r}
 try:
@@ -151,6 +154,7 @@ def client(hub, tmp_path):
 
 
 NEEDED = {
+    "card.json",
     "model_index.json",
     "scheduler/scheduler_config.json",
     "text_encoder/config.json",
@@ -289,3 +293,30 @@ def test_a_revision_of_a_local_folder_is_refused(client):
 
 def test_a_name_that_the_hub_does_not_allow_is_refused_in_a_sentence(hub, client):
     assert "is neither a path nor the id of a repository" in client(source="maker/ti ny")
+
+
+PART = "find_part(Part(**arguments), 'vae').name, len(read_part(Part(**arguments), 'vae').tensors) > 1"
+
+
+def test_one_model_is_fetched_alone_from_its_own_repository_and_from_a_pipeline_s(hub, client, tmp_path):
+    whole = hub.repositories["maker/tiny"]
+    hub.repositories["maker/vae"] = Path(shutil.copytree(whole / "vae", tmp_path / "vae"))
+    halves = {name: part.astype(np.float16) for name, part in load_file(whole / "vae" / f"{STEM}.safetensors").items()}
+    save_file(halves, tmp_path / "vae" / f"{STEM}.fp16.safetensors")
+    call = PART
+    assert client(call, source="maker/vae").endswith(" True")
+    assert sorted(hub.asked) == ["config.json", f"{STEM}.safetensors"]
+    hub.asked.clear()
+    assert client(call, source="maker/tiny") == "RESULT vae True"
+    assert sorted(hub.asked) == ["vae/config.json", f"vae/{STEM}.safetensors"]
+    hub.asked.clear()
+    assert client(PART, source="maker/vae", variant="fp16").endswith(" True")
+    assert hub.asked == [f"{STEM}.fp16.safetensors"]
+    assert client(call, source="maker/vae", local_files_only=True).endswith(" True")
+    assert "lacks diffusion_pytorch_model.bf16" in client(call, source="maker/vae", variant="bf16")
+
+
+def test_a_repository_without_such_a_model_is_named(hub, client):
+    call = "find_part(Part(**arguments), 'controlnet')"
+    said = client(call, source="maker/tiny")
+    assert "maker/tiny has no config.json, nor has a folder 'controlnet' in it; it has v1-5-pruned.safetensors" in said

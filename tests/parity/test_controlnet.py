@@ -138,7 +138,7 @@ def test_a_controlnet_of_another_model_is_refused(controlled, tmp_path):
 @pytest.mark.parametrize(
     ("control", "said"),
     [
-        ([("nowhere", PICTURES[0], 1.0)], "no folder 'nowhere'"),
+        ([("nowhere", PICTURES[0], 1.0)], "no folder or file 'nowhere'"),
         ([("nowhere",)], "control.0. must be"),
         ([("nowhere", PICTURES[0], float("nan"))], "control.0..scale must be a finite number"),
         ([("nowhere", PICTURES[0], 1.0, 0.5, 0.5)], "which is never"),
