@@ -168,6 +168,8 @@ def _betas(config: SchedulerConfig) -> Float64:
 _BETAS = MappingProxyType(
     {
         "HeunDiscreteScheduler": (0.00085, 0.012, "linear"),
+        "KDPM2DiscreteScheduler": (0.00085, 0.012, "linear"),
+        "KDPM2AncestralDiscreteScheduler": (0.00085, 0.012, "linear"),
         "DPMSolverSDEScheduler": (0.00085, 0.012, "linear"),
         "LCMScheduler": (0.00085, 0.012, "scaled_linear"),
         "TCDScheduler": (0.00085, 0.012, "scaled_linear"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -15,9 +16,11 @@ from sdjax.schedulers.ddim import ddim, ddpm
 from sdjax.schedulers.deis import deis
 from sdjax.schedulers.dpm import dpmpp_2m, dpmpp_2m_sde, dpmpp_sde
 from sdjax.schedulers.euler import euler, euler_a, heun
+from sdjax.schedulers.kdpm import kdpm2, kdpm2_a
 from sdjax.schedulers.lms import lms
 from sdjax.schedulers.pndm import pndm
 from sdjax.schedulers.rows import Schedule
+from sdjax.schedulers.singlestep import dpmpp_2s
 from sdjax.schedulers.spacing import SIGMA_SCHEDULES
 from sdjax.schedulers.unipc import unipc
 
@@ -28,7 +31,10 @@ SAMPLERS: Mapping[str, Callable[..., Schedule]] = MappingProxyType(
         "euler": euler,
         "euler_a": euler_a,
         "heun": heun,
+        "kdpm2": kdpm2,
+        "kdpm2_a": kdpm2_a,
         "lms": lms,
+        "dpmpp_2s": dpmpp_2s,
         "dpmpp_2m": dpmpp_2m,
         "dpmpp_2m_sde": dpmpp_2m_sde,
         "dpmpp_sde": dpmpp_sde,
@@ -44,6 +50,10 @@ step to step have no use for `begin`."""
 
 WITH_ETA = frozenset({"ddim", "tcd"})
 
+WITHOUT_CONFIGURED_SIGMAS = frozenset({"ddim", "ddpm", "pndm", "euler_a", "lcm", "tcd"})
+"""Samplers that leave a config's `use_karras_sigmas` and its like alone, as their classes in diffusers do; a `schedule`
+that the caller asks for is for all of them."""
+
 _SAMPLER_OF_CLASS: Mapping[str, str] = MappingProxyType(
     {
         "DDIMScheduler": "ddim",
@@ -51,6 +61,8 @@ _SAMPLER_OF_CLASS: Mapping[str, str] = MappingProxyType(
         "EulerDiscreteScheduler": "euler",
         "EulerAncestralDiscreteScheduler": "euler_a",
         "HeunDiscreteScheduler": "heun",
+        "KDPM2DiscreteScheduler": "kdpm2",
+        "KDPM2AncestralDiscreteScheduler": "kdpm2_a",
         "LMSDiscreteScheduler": "lms",
         "DPMSolverSDEScheduler": "dpmpp_sde",
         "UniPCMultistepScheduler": "unipc",
@@ -61,8 +73,11 @@ _SAMPLER_OF_CLASS: Mapping[str, str] = MappingProxyType(
     }
 )
 
-_SAMPLER_OF_ALGORITHM: Mapping[str, str] = MappingProxyType(
-    {"dpmsolver++": "dpmpp_2m", "sde-dpmsolver++": "dpmpp_2m_sde"}
+_SAMPLER_OF_ALGORITHM: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "DPMSolverMultistepScheduler": {"dpmsolver++": "dpmpp_2m", "sde-dpmsolver++": "dpmpp_2m_sde"},
+        "DPMSolverSinglestepScheduler": {"dpmsolver++": "dpmpp_2s"},
+    }
 )
 
 
@@ -81,7 +96,8 @@ def table(
         name: one of `SAMPLERS`.
         scheduler_config: the model's, or the contents of its `scheduler_config.json`.
         steps: 1 to num_train_timesteps.
-        schedule: "karras", "exponential", "beta", "ays", "ays_xl", or None for the model's own.
+        schedule: "karras", "exponential", "beta", "ays", "ays_xl", or None for the model's own, which those of
+            `WITHOUT_CONFIGURED_SIGMAS` do without.
         begin: the step where sampling starts (image-to-image). Rows before it stay in the table; samplers that learn
             from earlier steps start afresh there.
         eta: share of fresh noise, 0 to 1, for "ddim" (default 0) and "tcd" (default 0.3).
@@ -100,6 +116,8 @@ def table(
     begin = _whole("begin", begin, 0, steps - 1)
     if schedule is not None and schedule not in SIGMA_SCHEDULES:
         raise ValueError(f"schedule must be one of {', '.join(SIGMA_SCHEDULES)} or None, not {schedule!r}")
+    if name in WITHOUT_CONFIGURED_SIGMAS:
+        config = replace(config, sigma_schedule=None)
     if eta is None:
         return SAMPLERS[name](config, steps, schedule, begin)
     if name not in WITH_ETA:
@@ -122,12 +140,12 @@ def _named_sampler(config: SchedulerConfig) -> tuple[str, str | None]:
     name = config.class_name
     if name == "PNDMScheduler" and config.skip_prk_steps is False:
         return "ddim", f"{name} with a Runge-Kutta start (skip_prk_steps false)"
-    if name == "DPMSolverMultistepScheduler":
-        algorithm = config.algorithm_type or "dpmsolver++"
-        found = _SAMPLER_OF_ALGORITHM.get(algorithm)
-        return (found, None) if found else ("ddim", f"{name} with algorithm_type {algorithm!r}")
     if name is None:
         return "ddim", None
+    if name in _SAMPLER_OF_ALGORITHM:
+        algorithm = config.algorithm_type or "dpmsolver++"
+        found = _SAMPLER_OF_ALGORITHM[name].get(algorithm)
+        return (found, None) if found else ("ddim", f"{name} with algorithm_type {algorithm!r}")
     found = _SAMPLER_OF_CLASS.get(name)
     return (found, None) if found else ("ddim", name)
 

@@ -38,7 +38,7 @@ class Path(NamedTuple):
     @property
     def sigmas(self) -> Float64:
         """(steps + 1,): noise over signal, the variance-exploding level: x / signal = x0 + sigma * eps."""
-        sigmas: Float64 = self.noise / np.maximum(self.signal, LEAST_ALPHA_CUMPROD**0.5)
+        sigmas: Float64 = self.noise / np.where(self.signal > 0, self.signal, LEAST_ALPHA_CUMPROD**0.5)
         return sigmas
 
     def level(self, i: int) -> Level:
@@ -163,7 +163,9 @@ def _scheduled_path(
 
 def training_sigmas(config: SchedulerConfig) -> Float64:
     """Noise over signal at each training timestep: (num_train_timesteps,), increasing, finite."""
-    a = np.maximum(alphas_cumprod(config), LEAST_ALPHA_CUMPROD)
+    a = alphas_cumprod(config)
+    if config.rescale_betas_zero_snr:
+        a = np.maximum(a, LEAST_ALPHA_CUMPROD)
     return np.sqrt((1 - a) / a)
 
 

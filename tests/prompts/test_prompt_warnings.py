@@ -1,6 +1,7 @@
 """What of a prompt the model will not see as it was written is in the request's warnings, and a call warns of it."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -163,3 +164,12 @@ def test_the_tag_of_a_lora_never_reaches_the_text_encoder(tiny):
         for text in ("a red <lora:x:0.8>circle", "a red circle")
     ]
     np.testing.assert_array_equal(*ids)
+
+
+def test_a_sampler_that_takes_the_place_of_the_models_own_is_named(tiny):
+    scheduler = replace(tiny.checkpoint.scheduler, class_name="IPNDMScheduler")
+    other = sdjax.Pipeline(replace(tiny.checkpoint, scheduler=scheduler), name="other")
+    assert other.resolve("a star").warnings == (
+        "the model's scheduler config names IPNDMScheduler, which is not supported: ddim is used",
+    )
+    assert other.resolve("a star", sampler="euler").warnings == ()

@@ -68,7 +68,7 @@ def diffusers_scheduler(cls, steps, **options):
     """
     scheduler = cls(**options)
     a = alphas_cumprod(SchedulerConfig.from_dict({"_class_name": cls.__name__, **options}))
-    if scheduler.alphas_cumprod[-1] > 0:
+    if scheduler.alphas_cumprod[-1] > 0 == a[-1]:
         a = np.maximum(a, 2**-24)  # the floor that all but DDIM and its kin put under a zero terminal SNR
     scheduler.alphas_cumprod = a = torch.from_numpy(a)
     if hasattr(scheduler, "lambda_t"):
@@ -83,12 +83,12 @@ def diffusers_scheduler(cls, steps, **options):
 
 
 def run_diffusers(scheduler, start, fresh, *, first_row=0, **step_options):
-    """The same by a diffusers scheduler whose timesteps are set."""
+    """The same by a diffusers scheduler whose timesteps are set; `fresh` are the noises that it will draw."""
     if first_row:
         scheduler.set_begin_index(first_row)
     sample = torch.from_numpy(start)
     walk = [start]
-    with feeding(iter(fresh[first_row:])), warnings.catch_warnings():
+    with feeding(iter(fresh)), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for t in scheduler.timesteps[first_row:]:
             scaled = scheduler.scale_model_input(sample, t)
@@ -121,7 +121,9 @@ def walks(name, cls, steps, *, first_row=0, table_options=None, step_options=Non
         np.testing.assert_allclose(start, noised, rtol=1e-4, atol=1e-5)
     fresh = noises(len(ours.timesteps), seed=2)
     ours_walk, _ = run_table(ours, start, fresh, first_row=first_row)
-    theirs_walk = run_diffusers(theirs, start, fresh, first_row=first_row, **(step_options or {}))
+    # diffusers draws noise where it is used, or at every call
+    used = [noise for noise, C in zip(fresh[first_row:], ours.C[first_row:], strict=True) if C.any()]
+    theirs_walk = run_diffusers(theirs, start, [*used, *fresh], first_row=first_row, **(step_options or {}))
     size = np.hypot(ours.signal, ours.noise)[first_row:, None, None, None, None]
     return ours_walk / size, theirs_walk / size
 
@@ -148,7 +150,10 @@ def feeding(drawn):
             whole = sigma - sigma_next
             return (first * done**0.5 + fresh * (whole - done) ** 0.5) / whole**0.5
 
-    modules = ("ddim", "ddpm", "euler_discrete", "euler_ancestral_discrete", "dpmsolver_multistep", "lcm", "tcd")
+    modules = (
+        *("ddim", "ddpm", "euler_discrete", "euler_ancestral_discrete", "dpmsolver_multistep", "lcm", "tcd"),
+        *("k_dpm_2_ancestral_discrete", "dpmsolver_singlestep"),
+    )
     patches = [
         mock.patch.object(
             import_module(f"{diffusers.schedulers.__name__}.scheduling_{name}"), "randn_tensor", randn_tensor

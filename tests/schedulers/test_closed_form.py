@@ -35,7 +35,7 @@ def best_network(schedule, prediction_type):
 
 def error_of_flow(name, config, steps):
     """Largest error at the level before the last row: the flow keeps each quantile of the distribution."""
-    schedule = table(name, config, steps)
+    schedule = table(name, config, steps, schedule=config.sigma_schedule)
     quantile = np.array([-1.0, 0.3, 2.0])
 
     def exact(i):
@@ -53,6 +53,10 @@ ORDERS = [
     ("ddim", {}, 1),
     ("euler", {}, 1),
     ("heun", {}, 2),
+    ("kdpm2", {}, 2),
+    ("dpmpp_2s", {}, 2),
+    ("dpmpp_2s", {"solver_type": "heun"}, 2),
+    ("dpmpp_2s", {"solver_order": 3}, 3),
     ("lms", {}, 3),
     ("dpmpp_2m", {"solver_order": 1}, 1),
     ("dpmpp_2m", {}, 2),
@@ -78,7 +82,7 @@ def test_doubling_the_steps_divides_the_error_by_two_to_the_order(name, options,
     assert math.log2(coarse / fine) / 2 > order - 0.15
 
 
-@pytest.mark.parametrize("name", ["ddim", "euler", "heun", "lms", "dpmpp_2m", "unipc", "deis"])
+@pytest.mark.parametrize("name", ["ddim", "euler", "heun", "kdpm2", "lms", "dpmpp_2s", "dpmpp_2m", "unipc", "deis"])
 @pytest.mark.parametrize("schedule", ["karras", "exponential"])
 def test_what_the_network_predicts_makes_no_difference(name, schedule):
     errors = [
@@ -110,7 +114,7 @@ def moments(schedule):
 
 
 def error_of_distribution(name, config, steps, **options):
-    schedule = table(name, config, steps, **options)
+    schedule = table(name, config, steps, schedule=config.sigma_schedule, **options)
     mean, deviation = moments(schedule)
     signal, noise = schedule.signal[-2], schedule.noise[-2]
     assert mean == pytest.approx(signal * MEAN, abs=1e-9)
@@ -124,6 +128,7 @@ def error_of_distribution(name, config, steps, **options):
         ("ddim", {"eta": 1.0}, 1),
         ("ddim", {"eta": 0.5}, 1),
         ("euler_a", {}, 1),
+        ("kdpm2_a", {}, 2),
         ("dpmpp_2m_sde", {}, 2),
         ("dpmpp_2m_sde", {"solver_type": "heun"}, 2),
         ("dpmpp_2m_sde", {"solver_order": 3}, 2),

@@ -13,8 +13,8 @@ from sdjax.schedulers import HISTORY, SAMPLERS, SIGMA_SCHEDULES, SchedulerConfig
 from sdjax.schedulers.rows import DENOISED, NOISE, OUTPUT, X
 
 DISTILLED = ("lcm", "tcd")
-STOCHASTIC = ("ddpm", "euler_a", "dpmpp_2m_sde", "dpmpp_sde", "lcm", "tcd")
-TWO_CALLS = ("heun", "dpmpp_sde")
+STOCHASTIC = ("ddpm", "euler_a", "kdpm2_a", "dpmpp_2m_sde", "dpmpp_sde", "lcm", "tcd")
+TWO_CALLS = ("heun", "kdpm2", "kdpm2_a", "dpmpp_sde")
 SD15 = {
     "_class_name": "PNDMScheduler",
     "_diffusers_version": "0.6.0",

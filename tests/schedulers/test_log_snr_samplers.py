@@ -1,4 +1,4 @@
-"""DPM++ 2M, its SDE form, UniPC and DEIS, which count in log signal-to-noise, against diffusers."""
+"""DPM++ 2M, its SDE form, DPM++ 2S, UniPC and DEIS, which count in log signal-to-noise, against diffusers."""
 
 import diffusers
 import numpy as np
@@ -29,6 +29,13 @@ SOLVERS = (
     ("deis", diffusers.DEISMultistepScheduler, {}),
     ("deis", diffusers.DEISMultistepScheduler, {"solver_order": 3}),
 )
+SINGLESTEP = (
+    {},
+    {"solver_type": "heun"},
+    {"solver_order": 1},
+    {"solver_order": 3},
+    {"solver_order": 3, "solver_type": "heun"},
+)
 SOLVER_IDS = [f"{name} {options}" for name, _, options in SOLVERS]
 # where diffusers casts its latents to float32
 TOLERANCE = 2e-5
@@ -50,6 +57,59 @@ def test_walks_as_in_diffusers(name, cls, options, spacing, prediction_type, ste
 def test_landing_on_the_least_trained_noise_walks_as_in_diffusers(name, cls, options, spacing):
     ours, theirs = walks(name, cls, 16, final_sigmas_type="sigma_min", **options, **spacing)
     np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 8, 9])
+@pytest.mark.parametrize("options", SINGLESTEP, ids=str)
+@pytest.mark.parametrize("spacing", [{}, *SIGMA_SCHEDULES], ids=str)
+def test_singlestep_walks_as_in_diffusers(spacing, options, steps, prediction_type):
+    ours, theirs = walks(
+        "dpmpp_2s", diffusers.DPMSolverSinglestepScheduler, steps, prediction_type=prediction_type, **options, **spacing
+    )
+    np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("steps", [6, 8, 9])
+@pytest.mark.parametrize("lower_order_final", [False, True])
+@pytest.mark.parametrize("options", SINGLESTEP, ids=str)
+def test_singlestep_landing_on_the_least_trained_noise_walks_as_in_diffusers(options, lower_order_final, steps):
+    ours, theirs = walks(
+        "dpmpp_2s",
+        diffusers.DPMSolverSinglestepScheduler,
+        steps,
+        final_sigmas_type="sigma_min",
+        lower_order_final=lower_order_final,
+        **options,
+    )
+    np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("begin", [3, 4, 7, 9])
+@pytest.mark.parametrize("options", SINGLESTEP, ids=str)
+def test_singlestep_from_an_image_walks_as_in_diffusers(options, begin):
+    ours, theirs = walks(
+        "dpmpp_2s",
+        diffusers.DPMSolverSinglestepScheduler,
+        10,
+        first_row=begin,
+        table_options={"begin": begin},
+        **options,
+    )
+    np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)
+
+
+def test_singlestep_takes_timesteps_from_linspace_whatever_the_spacing():
+    walks_of = [table("dpmpp_2s", {"timestep_spacing": spacing}, 7) for spacing in ("leading", "trailing", "linspace")]
+    for walk in walks_of:
+        np.testing.assert_array_equal(walk.timesteps, walks_of[0].timesteps)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS, ids=str)
+@pytest.mark.parametrize(("name", "cls", "options"), SOLVERS, ids=SOLVER_IDS)
+def test_cosine_betas_walk_as_in_diffusers(name, cls, options, spacing):
+    ours, theirs = walks(name, cls, 10, beta_schedule="squaredcos_cap_v2", **options, **spacing)
+    np.testing.assert_allclose(ours, theirs, atol=TOLERANCE, rtol=1e-6)
 
 
 @pytest.mark.parametrize("spacing", SPACINGS + SIGMA_SCHEDULES, ids=str)

@@ -1,11 +1,14 @@
 """Reading scheduler_config.json, and the noise levels that it stands for."""
 
+import inspect
+import warnings
+
 import diffusers
 import numpy as np
 import pytest
-from scheduler_walks import STABLE_DIFFUSION
+from scheduler_walks import STABLE_DIFFUSION, DPMSolverSDEScheduler
 
-from sdjax.schedulers import SAMPLERS, SchedulerConfig, alphas_cumprod, default_sampler, table
+from sdjax.schedulers import SAMPLERS, SchedulerConfig, alphas_cumprod, default_sampler, replaced_sampler, table
 
 # The published files, as on the hub.
 COMMON = {
@@ -207,10 +210,41 @@ def test_two_sigma_schedules_at_once_are_refused():
         SchedulerConfig.from_dict({**COMMON, "use_karras_sigmas": True, "use_beta_sigmas": True})
 
 
-def test_unknown_classes_need_their_betas_and_fall_back_to_ddim():
-    assert default_sampler(SchedulerConfig.from_dict({**COMMON, "_class_name": "KDPM2DiscreteScheduler"})) == "ddim"
+def test_unknown_classes_need_their_betas_and_fall_back_to_ddim_by_name():
+    config = SchedulerConfig.from_dict({**COMMON, "_class_name": "IPNDMScheduler"})
+    assert (default_sampler(config), replaced_sampler(config)) == ("ddim", "IPNDMScheduler")
     with pytest.raises(ValueError, match="beta_start, beta_end, beta_schedule"):
-        SchedulerConfig.from_dict({"_class_name": "KDPM2DiscreteScheduler"})
+        SchedulerConfig.from_dict({"_class_name": "IPNDMScheduler"})
+
+
+@pytest.mark.parametrize(
+    ("config", "replaced"),
+    [
+        ({"_class_name": "PNDMScheduler", "skip_prk_steps": False}, "PNDMScheduler with a Runge-Kutta start"),
+        ({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver"}, "algorithm_type 'dpmsolver'"),
+        ({"_class_name": "DPMSolverSinglestepScheduler", "algorithm_type": "sde-dpmsolver++"}, "'sde-dpmsolver++'"),
+        ({"_class_name": "ScoreSdeVeScheduler"}, "ScoreSdeVeScheduler"),
+    ],
+)
+def test_what_ddim_replaces_is_named(config, replaced):
+    config = SchedulerConfig.from_dict({**COMMON, **config})
+    assert default_sampler(config) == "ddim"
+    assert replaced in replaced_sampler(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "sampler"),
+    [
+        ("KDPM2DiscreteScheduler", "kdpm2"),
+        ("KDPM2AncestralDiscreteScheduler", "kdpm2_a"),
+        ("DPMSolverSinglestepScheduler", "dpmpp_2s"),
+        ("DPMSolverMultistepScheduler", "dpmpp_2m"),
+        (None, "ddim"),
+    ],
+)
+def test_a_class_that_we_have_is_replaced_by_nothing(name, sampler):
+    config = SchedulerConfig.from_dict({**COMMON, "_class_name": name})
+    assert (default_sampler(config), replaced_sampler(config)) == (sampler, None)
 
 
 @pytest.mark.parametrize(
@@ -229,3 +263,49 @@ def test_a_config_is_a_hashable_value():
     assert hash(SchedulerConfig()) == hash(SchedulerConfig())
     with pytest.raises(AttributeError):
         SchedulerConfig().beta_start = 0.1
+
+
+CLASSES = {
+    "ddim": diffusers.DDIMScheduler,
+    "ddpm": diffusers.DDPMScheduler,
+    "euler": diffusers.EulerDiscreteScheduler,
+    "euler_a": diffusers.EulerAncestralDiscreteScheduler,
+    "heun": diffusers.HeunDiscreteScheduler,
+    "kdpm2": diffusers.KDPM2DiscreteScheduler,
+    "kdpm2_a": diffusers.KDPM2AncestralDiscreteScheduler,
+    "lms": diffusers.LMSDiscreteScheduler,
+    "dpmpp_2s": diffusers.DPMSolverSinglestepScheduler,
+    "dpmpp_2m": diffusers.DPMSolverMultistepScheduler,
+    "dpmpp_2m_sde": diffusers.DPMSolverMultistepScheduler,
+    "dpmpp_sde": DPMSolverSDEScheduler,
+    "unipc": diffusers.UniPCMultistepScheduler,
+    "pndm": diffusers.PNDMScheduler,
+    "deis": diffusers.DEISMultistepScheduler,
+    "lcm": diffusers.LCMScheduler,
+    "tcd": diffusers.TCDScheduler,
+}
+
+
+@pytest.mark.parametrize("key", ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_configs_sigmas_are_for_the_samplers_whose_class_has_them(name, key):
+    """diffusers' `from_config` drops what another class does not have; a schedule that is asked for is for all."""
+    plain, switched = (table(name, {**COMMON, **config}, 8) for config in ({}, {key: True}))
+    asked = table(name, COMMON, 8, schedule=key.split("_")[1])
+    has_it = key in inspect.signature(CLASSES[name].__init__).parameters
+    same, other = (asked, plain) if has_it else (plain, asked)
+    np.testing.assert_array_equal(switched.noise, same.noise)
+    np.testing.assert_array_equal(switched.timesteps, same.timesteps)
+    assert not np.array_equal(same.noise, other.noise)
+
+
+@pytest.mark.parametrize("schedule", ["exponential", "beta"])
+@pytest.mark.parametrize("name", ["dpmpp_2m", "dpmpp_2s", "unipc", "deis"])
+def test_exponential_and_beta_sigmas_start_at_the_last_trained_timestep(name, schedule):
+    """diffusers starts at 998: it cuts 998.9999, a rounding of 999, down to a whole number."""
+    ours = table(name, COMMON, 10, schedule=schedule)
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        theirs = CLASSES[name](**STABLE_DIFFUSION, **{f"use_{schedule}_sigmas": True})
+        theirs.set_timesteps(10)
+    assert (ours.timesteps[0], int(theirs.timesteps[0])) == (999, 998)
+    np.testing.assert_array_equal(ours.timesteps[1:-1], theirs.timesteps[1:-1])

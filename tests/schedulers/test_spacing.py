@@ -14,6 +14,8 @@ from sdjax.schedulers.spacing import scheduled_sigmas, timesteps, timesteps_of_s
 pytestmark = pytest.mark.filterwarnings("ignore:__array")
 
 SPACINGS = ("leading", "trailing", "linspace")
+LANDS_CLEAN = ("ddpm", "euler_a", "heun", "kdpm2", "kdpm2_a", "lms", "dpmpp_sde", "lcm")
+"""Samplers that land on the clean picture whatever the config."""
 # One sampler for each way in which timesteps are laid out.
 LAYOUTS = {
     "ddim": diffusers.DDIMScheduler,
@@ -78,7 +80,7 @@ def test_sigma_schedules_fall_strictly_to_where_they_land(name, schedule, steps,
     assert len(starts) == steps + 1
     sigmas = got.noise[starts] / got.signal[starts]
     assert (np.diff(sigmas) < 0).all()
-    lands_on_noise = landing == "sigma_min" and name not in ("ddpm", "euler_a", "heun", "lms", "dpmpp_sde", "lcm")
+    lands_on_noise = landing == "sigma_min" and name not in LANDS_CLEAN
     assert (sigmas[-1] > 0) == lands_on_noise
     assert got.timesteps.min() >= 0
     assert got.timesteps.max() <= 999
