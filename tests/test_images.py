@@ -87,6 +87,64 @@ def test_a_mask_whose_alpha_alone_says_something_is_refused():
     assert not to_mask(Image.new("RGBA", (4, 4), (0, 0, 0, 255))).any()
 
 
+SHAPE = np.pad(np.ones((3, 2), int), [(1, 2), (2, 3)])
+"""0 and 1, as from a segmentation model."""
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int16, np.uint16, np.int32, np.int64, np.float32, np.float64])
+def test_a_mask_of_0_and_1_is_black_and_white_in_every_type(dtype):
+    assert np.array_equal(to_mask(SHAPE.astype(dtype)), SHAPE)
+    assert np.array_equal(to_mask(SHAPE.astype(dtype)[..., None]), SHAPE)
+    assert not to_mask((0 * SHAPE).astype(dtype)).any()
+    assert to_mask(np.ones((2, 2), dtype)).all()
+
+
+@pytest.mark.parametrize("value", [1, 2, 128, 254, 255])
+def test_a_mask_of_two_whole_numbers_is_black_and_white(value):
+    levels = (value * SHAPE).astype(np.uint8)
+    for mask in (levels, levels.astype(np.int64), np.stack([levels] * 3, -1), Image.fromarray(levels)):
+        assert np.array_equal(to_mask(mask), SHAPE)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "LA", "RGB", "RGBA", "I", "I;16", "F"])
+def test_a_mask_of_0_and_1_in_a_file_is_black_and_white(mode):
+    levels = SHAPE.astype(np.uint8)
+    if mode in ("I", "I;16", "F"):
+        mask = Image.fromarray(levels.astype({"I": np.int32, "I;16": np.uint16, "F": np.float32}[mode]))
+    elif mode == "P":
+        mask = Image.fromarray(levels, "P")
+        mask.putpalette([0, 0, 0, 128, 0, 0])  # as segmentation data sets paint their second class
+    else:
+        mask = Image.fromarray(levels).convert(mode)
+    assert mask.mode == mode
+    assert np.array_equal(to_mask(mask), SHAPE)
+
+
+@pytest.mark.parametrize(
+    "mask", [[[0, 1, 2]], [[0, 1, 30]], [[7, 7]], [[0, 5], [9, 0]]], ids=["labels", "dark", "one label", "three"]
+)
+def test_a_mask_whose_numbers_may_be_labels_is_refused(mask):
+    with pytest.raises(RequestError, match="may be labels"):
+        to_mask(np.array(mask, np.uint8))
+
+
+@pytest.mark.parametrize("mask", [[[0, -1]], [[-1, 0, 1]], [[0, 1, 300]]])
+def test_a_mask_of_other_whole_numbers_is_refused(mask):
+    with pytest.raises(RequestError, match="an array of int64"):
+        to_mask(np.array(mask))
+
+
+def test_floats_and_soft_masks_mean_what_they_are():
+    np.testing.assert_allclose(to_mask(np.array([[0, 0.5]])), [[0, 0.5]], atol=1 / 255)
+    np.testing.assert_allclose(to_mask(np.array([[0, 64, 128]], np.uint8)), [[0, 64 / 255, 128 / 255]])
+
+
+def test_a_picture_of_the_bytes_0_and_1_is_refused_instead_of_read_as_black():
+    with pytest.raises(RequestError, match="0 and 1 alone"):
+        to_rgb(SHAPE.astype(np.uint8), name="control[0].image")
+    assert to_rgb(SHAPE.astype(bool)).max() == 255
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_photograph_stands_upright(orientation):
     upright = np.zeros((16, 32, 3), np.uint8)
