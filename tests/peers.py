@@ -5,7 +5,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-PEERS = frozenset({"torch", "diffusers", "transformers", "peft", "accelerate"})
+PEERS = frozenset({"torch", "diffusers", "transformers", "peft", "lycoris", "accelerate"})
 ARE_HERE = all(find_spec(name) for name in PEERS)
 ROOT = Path(__file__).parents[1]
 
