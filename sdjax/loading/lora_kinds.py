@@ -1,10 +1,10 @@
 """The kinds of adapters: each is arrays, the shape of a leaf that they fit, and the change of that leaf.
 
-Most are linear in the adapter's weight; the rotations are not, and follow LyCORIS there.
+These are linear in the adapter's weight; for rotations see `lora_rotations`.
 """
 
 import math
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
@@ -163,78 +163,6 @@ class Rescaled(NamedTuple):
         return scale * jnp.asarray(self.more).astype(jnp.float32) * weight
 
 
-class Rotation(NamedTuple):
-    """OFT (Qiu et al. 2023, arXiv 2306.07280): the outputs rotated, block by block.
-
-    With weight w that is `rescale` (I + w (R' - I)) W, R the `rotations` (blocks, size, size) and R' their transpose;
-    `rescale` (out, 1, ...) multiplies outputs, or is None.
-    """
-
-    rotations: ArrayLike
-    rescale: ArrayLike | None
-
-    def fits(self, shape: tuple[int, ...]) -> bool:
-        """See `Kind`."""
-        blocks, size, _ = np.shape(self.rotations)
-        return blocks * size == shape[0] and _rescales(self.rescale, shape)
-
-    def delta(self, weight: Array, scale: Array) -> Array:
-        """See `Kind`."""
-        rotations = jnp.asarray(self.rotations, jnp.float32)
-        blocks, size, _ = rotations.shape
-        turned = rotations - jnp.eye(size)
-        inside = weight.reshape(blocks, size, -1)
-        added = jnp.einsum("knm,kni->kmi", turned, inside, precision=lax.Precision.HIGHEST)
-        return _rescaled(weight + scale * added.reshape(weight.shape), self.rescale) - weight
-
-
-class Butterfly(NamedTuple):
-    """BOFT (Liu et al. 2023, arXiv 2311.06243): one rotation after another, over ever wider strides of the outputs.
-
-    `rotations` are (stages, blocks, size, size). The adapter's weight goes from the identity to each; `rescale` as in
-    `Rotation`.
-    """
-
-    rotations: ArrayLike
-    rescale: ArrayLike | None
-
-    def fits(self, shape: tuple[int, ...]) -> bool:
-        """See `Kind`."""
-        stages, blocks, size, _ = np.shape(self.rotations)
-        widest = size * 2 ** (stages - 1)
-        fitting = blocks * size == shape[0] and size % 2 == 0 and shape[0] % widest == 0
-        return fitting and _rescales(self.rescale, shape)
-
-    def delta(self, weight: Array, scale: Array) -> Array:
-        """See `Kind`."""
-        rotations = jnp.asarray(self.rotations, jnp.float32)
-        _, blocks, size, _ = rotations.shape
-        x = weight.reshape(weight.shape[0], -1)
-        for stage, rotation in enumerate(rotations):
-            stride = 2**stage * size // 2
-            gathered = x.reshape(-1, 2, stride, x.shape[1]).swapaxes(1, 2).reshape(blocks, size, -1)
-            turned = scale * rotation + (1 - scale) * jnp.eye(size)
-            gathered = jnp.einsum("bij,bjn->bin", turned, gathered, precision=lax.Precision.HIGHEST)
-            x = gathered.reshape(-1, stride, 2, x.shape[1]).swapaxes(1, 2).reshape(x.shape)
-        return _rescaled(x.reshape(weight.shape), self.rescale) - weight
-
-
-def cayley(generators: Any, constraint: float) -> Any:
-    """The rotations (I + Q) (I - Q)^-1 of generators G (..., size, size), with Q = G - G', in float64.
-
-    Args:
-        generators: what a file holds.
-        constraint: the largest norm of all of Q together; 0 is none.
-    """
-    skew = np.asarray(generators, np.float64)
-    skew = skew - skew.swapaxes(-1, -2)
-    norm = np.linalg.norm(skew)
-    if 0 < constraint < norm:
-        skew *= constraint / norm
-    identity = np.eye(skew.shape[-1])
-    return (identity + skew) @ np.linalg.inv(identity - skew)
-
-
 def described(kind: Kind) -> str:
     """The shapes of a kind's arrays, for messages."""
     parts = [part if isinstance(part, tuple) else (part,) for part in kind if part is not None]  # type: ignore[attr-defined]
@@ -274,14 +202,3 @@ def _same(product: tuple[int, ...] | None, shape: tuple[int, ...]) -> bool:
 
 def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[:2] if all(side == 1 for side in shape[2:]) else shape
-
-
-def _rescales(rescale: ArrayLike | None, shape: tuple[int, ...]) -> bool:
-    return rescale is None or np.size(rescale) == shape[0]
-
-
-def _rescaled(weight: Array, rescale: ArrayLike | None) -> Array:
-    if rescale is None:
-        return weight
-    factors = jnp.asarray(rescale).astype(jnp.float32)
-    return weight * factors.reshape(-1, *(1,) * (weight.ndim - 1))

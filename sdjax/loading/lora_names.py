@@ -54,6 +54,9 @@ PARTS = {
     **{f"{name}.weight": name for name in ("a1", "a2", "b1", "b2", "bm")},
     "oft_blocks": "oft_blocks",
     "rescale": "rescale",
+    "oft_R.weight": "oft_r",
+    "boft_R": "boft_r",
+    "boft_s": "boft_s",
     "ia3_l": "ia3_l",
     "on_input": "on_input",
     "diff": "difference",
@@ -68,10 +71,10 @@ PARTS = {
 _LONGEST_FIRST = "|".join(re.escape(part) for part in sorted(PARTS, key=len, reverse=True))
 _ENDING = re.compile(rf"(?:\.|_(?=lora\.))({_LONGEST_FIRST})$")
 _ADAPTER_NAME = re.compile(
-    r"\.(?:(lora_[AB])\.[^.]+(?=\.(?:weight|bias)$)"
+    r"\.(?:(lora_[AB]|oft_R)\.[^.]+(?=\.(?:weight|bias)$)"
     r"|(lora_magnitude_vector)\.[^.]+(?=\.weight$)"
     r"|(lora_magnitude_vector)\.(?!weight$)[^.]+$"
-    r"|(lora_embedding_[AB]|ia3_l|(?:hada|lokr)_\w+|trainable_tokens_delta)\.[^.]+$)"
+    r"|(lora_embedding_[AB]|ia3_l|boft_[Rs]|(?:hada|lokr)_\w+|trainable_tokens_delta)\.[^.]+$)"
 )
 """The name that peft gives an adapter while it is loaded, which is in files that were saved without peft's help."""
 _MODULES_TO_SAVE = re.compile(r"\.modules_to_save(\.[^.]+)?(?=\.(?:weight|bias)$)")

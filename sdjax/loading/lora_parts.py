@@ -1,5 +1,6 @@
 """From the parts of one layer, as a file has them, to the changes of the layer's leaves."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -9,7 +10,6 @@ from numpy.typing import NDArray
 from sdjax.errors import CheckpointError
 from sdjax.loading.lora import Change
 from sdjax.loading.lora_kinds import (
-    Butterfly,
     Difference,
     Factor,
     Generalised,
@@ -19,11 +19,10 @@ from sdjax.loading.lora_kinds import (
     LowRank,
     Replacement,
     Rescaled,
-    Rotation,
     Rows,
-    cayley,
     described,
 )
+from sdjax.loading.lora_rotations import Butterfly, InputRotation, Rotation, cayley, peft_oft_rotations
 from sdjax.loading.lora_settings import PeftSettings
 from sdjax.loading.weights import LeafPath, tensor_name
 
@@ -152,6 +151,10 @@ def _kind(layer: Layer, parts: Parts, alpha: float | None) -> tuple[Kind, int | 
         return _rows(layer, parts["token_rows"]), None
     if names in ({"oft_blocks"}, {"oft_blocks", "rescale"}):
         return _rotation(layer, parts, alpha or 0.0), None
+    if names == {"oft_r"}:
+        return _oft_of_peft(layer, parts["oft_r"]), None
+    if names == {"boft_r", "boft_s"}:
+        return _boft_of_peft(layer, parts["boft_r"], parts["boft_s"]), None
     glora = {"a1", "a2", "b1", "b2"}
     if names in (glora, {*glora, "bm"}):
         inner = _matrix(parts["a1"]), _matrix(parts["a2"])
@@ -204,6 +207,38 @@ def _rotation(layer: Layer, parts: Parts, constraint: float) -> Rotation | Butte
     # LyCORIS and sd-scripts keep as alpha the constraint for each of a layer's outputs.
     rotations = cayley(blocks, constraint * layer.shapes["weight"][0]).astype(np.float32)
     return (Rotation if blocks.ndim == 3 else Butterfly)(rotations, rescale)
+
+
+def _oft_of_peft(layer: Layer, vectors: NDArray[Any]) -> InputRotation:
+    settings = layer.settings.values if layer.settings else {}
+    if settings.get("peft_type") != "OFT":
+        raise layer.error("has oft_R, and there is no adapter_config.json that says how it rotates")
+    shape = layer.shapes["weight"]
+    if any(side != 1 for side in shape[2:]):
+        # There peft's layer folds what it has rotated, which no weight does.
+        raise layer.error(f"has OFT of peft on a window of {shape[2:]}, which is not supported")
+    size = (1 + math.isqrt(1 + 8 * vectors.shape[-1])) // 2
+    if vectors.ndim != 2 or size * (size - 1) // 2 != vectors.shape[1] or shape[1] % size:
+        raise layer.error(f"has oft_R of shape {vectors.shape}, which makes no blocks of its {shape[1]} inputs")
+    rotations = peft_oft_rotations(
+        vectors.astype(np.float64),
+        size,
+        largest_norm=settings.get("eps", 6e-5) / math.sqrt(len(vectors)) if settings.get("coft") else None,
+        neumann_terms=settings.get("num_cayley_neumann_terms", 5) if settings.get("use_cayley_neumann") else None,
+    )
+    if settings.get("block_share"):
+        rotations = np.broadcast_to(rotations, (shape[1] // size, size, size))
+    return InputRotation(rotations.astype(np.float32), None)
+
+
+def _boft_of_peft(layer: Layer, blocks: NDArray[Any], rescale: NDArray[Any]) -> InputRotation:
+    if blocks.ndim != 4 or blocks.shape[-1] != blocks.shape[-2] or 0 in blocks.shape:
+        raise layer.error(f"has boft_R of shape {blocks.shape}, which are no square blocks")
+    if len(blocks) != 1:
+        raise layer.error(f"has BOFT of peft with {len(blocks)} butterfly factors, and only 1 is supported")
+    # peft halves Q, and rotates the other way round than LyCORIS.
+    rotations = cayley(-0.5 * blocks[0].astype(np.float64), 0.0)
+    return InputRotation(rotations.astype(np.float32), rescale)
 
 
 def _less_what_it_began_with(layer: Layer, kind: LowRank, scale: float, start: str) -> LowRank:

@@ -29,7 +29,7 @@ from sdjax.errors import CheckpointError
 from sdjax.loading.lora_names import ENCODERS
 
 DIFFUSERS_METADATA = "lora_adapter_metadata"
-PEFT_TYPES = ("LORA", "LOHA", "LOKR", "IA3")
+PEFT_TYPES = ("LORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT")
 PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal", "mica")
 """Of `init_lora_weights`: they chose the factors alone, which are in the file."""
 BASE_CHANGING_STARTS = ("pissa", "olora")
@@ -38,6 +38,12 @@ FOLLOWED = (
     "alpha",
     "alpha_pattern",
     "bias",
+    "block_share",
+    "boft_block_num",
+    "boft_block_size",
+    "boft_n_butterfly_factor",
+    "coft",
+    "eps",
     "exclude_modules",
     "fan_in_fan_out",
     "feedforward_modules",
@@ -47,11 +53,14 @@ FOLLOWED = (
     "lora_alpha",
     "lora_bias",
     "modules_to_save",
+    "num_cayley_neumann_terms",
+    "oft_block_size",
     "peft_type",
     "r",
     "rank_pattern",
     "target_modules",
     "trainable_token_indices",
+    "use_cayley_neumann",
     "use_dora",
     "use_rslora",
 )
@@ -59,6 +68,7 @@ NAMING_MODULES = ("target_modules", "exclude_modules", "layers_pattern", "feedfo
 ONLY_IN_TRAINING = (
     "auto_mapping",
     "base_model_name_or_path",
+    "boft_dropout",
     "corda_config",
     "decompose_both",
     "decompose_factor",

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, PeftModel, get_peft_model
+from peft import BOFTConfig, IA3Config, LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, PeftModel, get_peft_model
 
 import sdjax
 from sdjax.loading import apply_lora, read_lora
@@ -39,6 +39,14 @@ UNET = {
     "whole modules": LoraConfig(**LORA, modules_to_save=["conv_in", "time_embedding", "norm1"]),
     "(IA)^3": IA3Config(target_modules=["to_k", "to_v", "ff.net.2", "conv1"], feedforward_modules=["ff.net.2"]),
     "(IA)^3 on inputs": IA3Config(target_modules=["to_out.0", "conv2"], feedforward_modules=["to_out.0", "conv2"]),
+    "OFT": OFTConfig(oft_block_size=8, target_modules=[*ATTENTION, "proj_in"]),
+    "exact OFT": OFTConfig(r=2, oft_block_size=0, target_modules=ATTENTION, use_cayley_neumann=False),
+    "OFT of two terms": OFTConfig(oft_block_size=8, target_modules=ATTENTION, num_cayley_neumann_terms=2),
+    "OFT of three terms": OFTConfig(oft_block_size=8, target_modules=ATTENTION, num_cayley_neumann_terms=3),
+    "OFT of seven terms": OFTConfig(oft_block_size=8, target_modules=ATTENTION, num_cayley_neumann_terms=7),
+    "OFT with a constraint": OFTConfig(oft_block_size=8, target_modules=ATTENTION, coft=True, eps=0.3),
+    "OFT of shared blocks": OFTConfig(oft_block_size=8, target_modules=ATTENTION, block_share=True),
+    "BOFT": BOFTConfig(boft_block_size=4, target_modules=["to_q", "to_k", "conv1", "proj_in"]),
     "LoHa": LoHaConfig(r=4, alpha=6, target_modules=[*ATTENTION, *CONVOLUTIONS], use_effective_conv2d=True),
     "LoKr": LoKrConfig(r=4, alpha=6, target_modules=[*ATTENTION, *CONVOLUTIONS], use_effective_conv2d=True),
     "LoKr of two whole matrices": LoKrConfig(r=64, alpha=6, target_modules=ATTENTION, rank_pattern={"to_q": 48}),

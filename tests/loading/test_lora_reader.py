@@ -210,7 +210,7 @@ def test_a_peft_folder_of_a_text_encoder_is_told_apart_by_its_name(tmp_path):
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"peft_type": "OFT"}, "is a OFT adapter"),
+        ({"peft_type": "VERA"}, "is a VERA adapter"),
         ({"peft_type": "LORA", "layer_replication": [[0, 4]]}, r"asks for layer_replication \(\[\[0, 4\]\]\)"),
         ({"peft_type": "LORA", "kasa_config": {"beta": 1}}, "asks for kasa_config"),
         ({"peft_type": "LORA", "a_field_of_tomorrow": 3}, r"asks for a_field_of_tomorrow \(3\)"),
