@@ -6,7 +6,7 @@ import pytest
 from sdjax.devices.programs import COMPILED
 from sdjax.devices.xla_flags import set_flags
 from sdjax.terminal import keep_compiled_programs
-from tests import peers
+from tests import peers, seeds
 
 
 def pytest_ignore_collect(collection_path):
@@ -22,6 +22,19 @@ def pytest_configure():
     """
     set_flags()
     keep_compiled_programs()
+    seeds.load_profiles()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef):
+    """Each fixture draws the same after any other one."""
+    seeds.begin(f"{fixturedef.baseid}::{fixturedef.argname}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item):
+    """Each test draws the same after any other one."""
+    seeds.begin(item.nodeid)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import sys
-import time
 
 import pytest
 
@@ -29,11 +28,9 @@ def test_the_published_step_counts_are_asked_for_in_bfloat16():
 
 
 def test_a_part_that_takes_too_long_is_ended_and_said_to_be(tmp_path):
-    (tmp_path / "sleeper.py").write_text("import time\ntime.sleep(60)\n", encoding="utf-8")
-    began = time.monotonic()
+    (tmp_path / "sleeper.py").write_text("import time\ntime.sleep(3600)\n", encoding="utf-8")
     told = run(Part("sleep", "sleeper", (), {"PYTHONPATH": str(tmp_path)}), 1.0, tmp_path)
     assert told == {"skipped": "it took longer than the 1 s that were left"}
-    assert time.monotonic() - began < 20
     assert run(Part("late", "timeit", ()), 0.0, tmp_path) == {"skipped": "no time left"}
 
 

@@ -252,7 +252,9 @@ BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "U64": 8}
 METADATA = st.sampled_from(
     [None, {}, {"lora_adapter_metadata": '{"unet.lora_alpha": 3}'}, {"lora_adapter_metadata": "1"}]
 )
-FEWER = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEWER = settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 def safetensors_bytes(tensors, metadata):

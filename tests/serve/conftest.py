@@ -81,17 +81,17 @@ class Running:
     def job(self, job_id):
         return self.client.get(f"/v1/jobs/{job_id}").json()
 
-    def wait(self, job_id, *states, seconds=20):
+    def wait(self, job_id, *states, seconds=120):
         return wait_for(lambda: (job := self.job(job_id))["state"] in states and job, seconds)
 
     def stop(self):
         self.server.should_exit = True
-        self.thread.join(20)
+        self.thread.join(120)
         self.client.close()
         assert not self.thread.is_alive()
 
 
-def wait_for(condition, seconds=20):
+def wait_for(condition, seconds=120):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if found := condition():
@@ -156,7 +156,7 @@ def starter(tmp_path_factory):
         thread.start()
         url = f"http://127.0.0.1:{port}"
         headers = {"Authorization": f"Bearer {settings['api_key'][0]}"} if settings.get("api_key") else {}
-        client = httpx.Client(base_url=url, headers=headers, timeout=20)
+        client = httpx.Client(base_url=url, headers=headers, timeout=120)
         wait_for(lambda: answers(client, "/ready" if boot is None else "/health"))
         running = Running(url, client, store, made.get("engine"), app, server, thread)
         started.append(running)

@@ -25,6 +25,7 @@ class FakeEngine:
     def __init__(self, store, step_seconds=0.0):
         self.store = store
         self.step_seconds = step_seconds
+        self.steps_drawn = 0
         self.go = threading.Event()
         self.go.set()
         self.stopping = threading.Event()
@@ -79,6 +80,7 @@ class FakeEngine:
                     self.store.release(job.id, fence)
                     return
             time.sleep(self.step_seconds)
+            self.steps_drawn += 1
             done = {"step": step, "total": total, "percent": 100 * step / total}
             events = [("progress", done)]
             if request["preview_every"] and step % request["preview_every"] == 0 and step < total:

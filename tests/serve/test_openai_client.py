@@ -30,8 +30,9 @@ def last_request(server):
 
 
 def test_a_picture_is_generated(client, server):
+    began = time.time()
     answer = client.images.generate(prompt="a red circle", model="tiny")
-    assert abs(answer.created - time.time()) < 10
+    assert began - 1 <= answer.created <= time.time()
     assert opened(answer.data[0].b64_json).size == (64, 64)
     assert answer.size == "64x64"
     assert answer.output_format == "png"
@@ -368,6 +369,6 @@ def test_the_work_of_a_client_that_leaves_is_cancelled(serve, stream):
         head = b"POST /v1/images/generations HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % len(body)
         leaving.sendall(head + body)
         wait_for(lambda: server.store.counts()["running"] == 1)
-    wait_for(lambda: server.store.counts()["cancelled"] == 1, seconds=1)
+    wait_for(lambda: server.store.counts()["cancelled"] == 1)
     job_id = server.submit(steps=1)
     assert server.wait(job_id, "complete")
