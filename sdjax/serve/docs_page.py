@@ -1,19 +1,11 @@
 """The API's description as one page of plain HTML: no script, and nothing from another host."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 from typing import Any
 
-STYLE = """
-:root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
-body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-h2 { margin-top: 2.5rem; border-bottom: 1px solid #8886; }
-code, .path { font-family: ui-monospace, monospace; }
-table { border-collapse: collapse; width: 100%; display: block; overflow-x: auto; }
-td, th { text-align: left; vertical-align: top; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid #8883; }
-.method { display: inline-block; min-width: 4.5rem; font-weight: 700; text-transform: uppercase; }
-details { margin: .5rem 0; } summary { cursor: pointer; }
-"""
+TRY = """curl SERVER/v1/jobs -d '{"operation": "image_generation", "prompt": "a red circle"}'
+curl -N SERVER/v1/jobs/JOB_ID/stream        # queued, progress, complete"""
 
 
 def docs_page(document: Mapping[str, Any]) -> str:
@@ -23,10 +15,18 @@ def docs_page(document: Mapping[str, Any]) -> str:
 
 def _lines(document: Mapping[str, Any]) -> Iterator[str]:
     info = document["info"]
-    title = f"{escape(info['title'])} {escape(info['version'])}"
+    title = f"{escape(info['title'])} {escape(info['version'])}: the API"
     yield f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-    yield f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body><h1>{title}</h1>'
+    yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    yield '<meta name="color-scheme" content="light dark">'
+    yield '<link rel="icon" href="favicon.svg" type="image/svg+xml">'
+    yield '<link rel="stylesheet" href="page.css"><link rel="stylesheet" href="docs.css"></head><body>'
+    yield '<header class="bar">'
+    yield '<a class="brand" href="./"><img src="favicon.svg" alt="" width="28" height="28"> sdjax</a>'
+    yield '<nav aria-label="More"><a href="./">Back to the pictures</a></nav></header>'
+    yield f'<main class="docs"><h1>{title}</h1>'
     yield from (f"<p>{_text(part)}</p>" for part in info["description"].split("\n\n"))
+    yield f"<pre>{escape(TRY)}</pre>"
     yield '<p>The same for programs: <a href="openapi.json">openapi.json</a></p><h2>Routes</h2>'
     for path, item in document["paths"].items():
         for method, operation in item.items():
@@ -34,44 +34,66 @@ def _lines(document: Mapping[str, Any]) -> Iterator[str]:
                 yield from _operation(path, method, operation, item.get("parameters", []))
     yield "<h2>Schemas</h2>"
     for name, schema in document["components"]["schemas"].items():
-        yield f'<h3 id="{escape(name)}">{escape(name)}</h3><p>{_text(schema.get("description", ""))}</p>'
+        yield f'<div class="box"><h3 id="{escape(name)}">{escape(name)}</h3>'
+        yield f"<p>{_text(schema.get('description', ''))}</p>"
         yield from _fields(schema)
-    yield "</body></html>"
+        yield "</div>"
+    yield "</main></body></html>"
 
 
 def _operation(path: str, method: str, operation: Mapping[str, Any], shared: list[Any]) -> Iterator[str]:
-    head = f'<span class="method">{escape(method)}</span> <span class="path">{escape(path)}</span>'
-    yield f"<details><summary>{head} {escape(operation['summary'])}</summary>"
-    yield f"<p>{_text(operation.get('description', ''))}</p>"
+    head = f'<span class="method {escape(method)}">{escape(method)}</span><span class="path">{escape(path)}</span>'
+    yield f'<details class="box"><summary>{head}<span class="what">{escape(operation["summary"])}</span></summary>'
+    if "description" in operation:
+        yield f"<p>{_text(operation['description'])}</p>"
     parameters = [*shared, *operation.get("parameters", [])]
     if parameters:
-        yield "<table><tr><th>parameter</th><th>in</th><th>type</th><th></th></tr>"
-        for each in parameters:
-            cells = (f"<code>{escape(each['name'])}</code>", escape(each["in"]), _kind(each["schema"]))
-            yield f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}<td>{_text(each['description'])}</td></tr>"
-        yield "</table>"
+        rows = (
+            (
+                f"<code>{escape(each['name'])}</code>",
+                escape(each["in"]),
+                _kind(each["schema"]),
+                _text(each["description"]),
+            )
+            for each in parameters
+        )
+        yield from _table(("parameter", "in", "type", ""), rows)
     for kind, content in operation.get("requestBody", {}).get("content", {}).items():
         yield f"<p>Body, <code>{escape(kind)}</code>: {_kind(content['schema'])}</p>"
         yield from _fields(content["schema"])
-    yield "<table><tr><th>status</th><th>body</th><th></th></tr>"
-    for status, response in operation["responses"].items():
-        bodies = ", ".join(_kind(content["schema"]) for content in response.get("content", {}).values())
-        yield f"<tr><td>{escape(status)}</td><td>{bodies}</td><td>{_text(response['description'])}</td></tr>"
-    yield "</table></details>"
+    answers = (
+        (
+            escape(status),
+            ", ".join(_kind(content["schema"]) for content in response.get("content", {}).values()),
+            _text(response["description"]),
+        )
+        for status, response in operation["responses"].items()
+    )
+    yield from _table(("status", "body", ""), answers)
+    yield "</details>"
+
+
+def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
+    """A table of HTML cells, which scrolls where it is wider than the screen."""
+    yield f'<div class="table"><table><tr>{"".join(f"<th>{head}</th>" for head in heads)}</tr>'
+    for row in rows:
+        yield f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>"
+    yield "</table></div>"
 
 
 def _fields(schema: Mapping[str, Any]) -> Iterator[str]:
     if "properties" not in schema:
         return
     required = schema.get("required", [])
-    yield "<table><tr><th>field</th><th>type</th><th></th></tr>"
-    for name, field in schema["properties"].items():
-        star = " (required)" if name in required else ""
-        yield (
-            f"<tr><td><code>{escape(name)}</code>{star}</td><td>{_kind(field)}</td>"
-            f"<td>{_text(field.get('description', ''))}</td></tr>"
+    rows = (
+        (
+            f"<code>{escape(name)}</code>" + (' <span class="required">required</span>' if name in required else ""),
+            _kind(field),
+            _text(field.get("description", "")),
         )
-    yield "</table>"
+        for name, field in schema["properties"].items()
+    )
+    yield from _table(("field", "type", ""), rows)
 
 
 def _kind(schema: Mapping[str, Any]) -> str:
@@ -84,6 +106,8 @@ def _kind(schema: Mapping[str, Any]) -> str:
             return " or ".join(_kind(option) for option in schema[choice])
     if "enum" in schema:
         return ", ".join(f"<code>{escape(str(value))}</code>" for value in schema["enum"])
+    if schema.get("const") == "":
+        return '<code>""</code>'
     if "const" in schema:
         return f"<code>{escape(str(schema['const']))}</code>"
     kind = schema.get("type", "any")

@@ -229,7 +229,7 @@ def _openai_paths() -> dict[str, Any]:
             "summary": "One of them",
             "operationId": "model",
             "responses": {
-                "200": _content({"$ref": REFERENCE + "Model"}, "It."),
+                "200": _content({"$ref": REFERENCE + "Model"}, "The model."),
                 **_errors("OpenAIError", 401, 403, 404),
             },
         },
@@ -244,7 +244,7 @@ def _operation_paths() -> dict[str, Any]:
             "get": {
                 "summary": "Whether the process lives",
                 "operationId": "health",
-                "responses": _responses(_json("Health", "It does."), 403),
+                "responses": _responses(_json("Health", "The process is up."), 403),
             }
         },
         "/ready": {

@@ -274,6 +274,192 @@ def test_an_error_stands_beside_its_field(visit, process):
     assert page.evaluate("document.activeElement.id") == "steps"
 
 
+def test_mistakes_are_told_in_a_persons_words_before_anything_is_sent(page):
+    asked = []
+    page.on("request", lambda request: request.method == "POST" and asked.append(request.url))
+    for field, value, words in (
+        ("prompt", "  ", "Write a prompt."),
+        ("steps", "151", "Use a whole number from 1 to 150."),
+        ("steps", "2.5", "Use a whole number from 1 to 150."),
+        ("guidance_scale", "21", "Use a number from 0 to 20."),
+        ("width", "65", "Use a multiple of 8 from 64 to 2048."),
+        ("num_images", "9", "Use a whole number from 1 to 8."),
+        ("seed", "-1", "Use a whole number from 0 to 18446744073709551615, or nothing for a random seed."),
+        ("seed", str(2**64), "Use a whole number from 0 to 18446744073709551615, or nothing for a random seed."),
+    ):
+        page.locator("#prompt").fill("a circle")
+        before = page.locator(f"#{field}").input_value()
+        page.locator(f"#{field}").fill(value)
+        page.keyboard.press("Control+Enter")
+        assert page.locator(f"[data-field~={field}] .problem").inner_text() == words
+        assert page.evaluate("document.activeElement.id") == field
+        page.locator(f"#{field}").fill(before)
+    assert asked == []
+
+
+def test_a_server_that_does_not_answer_is_told_and_tried_again(visit, server):
+    page = visit(server.url, expected=["ERR_INTERNET_DISCONNECTED", "ERR_FAILED"])
+    page.wait_for_selector("#status[data-state=ready]")
+    page.locator("#prompt").fill("a circle")
+    page.context.set_offline(True)
+    page.locator("#draw").click()
+    page.locator("#form-problem").filter(has_text="The server does not answer. What you wrote stays here").wait_for()
+    page.locator("#status-text").filter(has_text="The server does not answer; trying again").wait_for()
+    page.context.set_offline(False)
+    page.wait_for_selector("#status[data-state=ready]")
+    assert page.locator("#prompt").input_value() == "a circle"
+    page.locator("#draw").click()
+    wait_state(page.locator(".card").first, "complete")
+    assert page.locator("#form-problem").inner_text() == ""
+
+
+def test_the_form_survives_a_reload(page):
+    choose_green(page)
+    page.locator("#add-rect").evaluate("button => button.closest('details').open = true")
+    page.get_by_role("button", name="Add rectangle").click()
+    page.locator("details.more").evaluate("details => { details.open = true }")
+    filled = {
+        **{"prompt": "a star\nof two lines", "negative_prompt": "a ring", "steps": "33", "guidance_scale": "2.5"},
+        **{"seed": "18446744073709551615", "num_images": "4", "strength": "0.35", "loras": "x:0.5"},
+    }
+    chosen = {"sampler": "unipc", "schedule": "karras", "response": "webp"}
+    for name, value in filled.items():
+        page.locator(f"#{name}").fill(value)
+    for name, value in chosen.items():
+        page.locator(f"#{name}").select_option(value)
+    page.locator("#previews").uncheck()
+    wait_for(lambda: page.evaluate("JSON.parse(sessionStorage['sdjax.form.pictures'] ?? '{}').mask"))
+    page.reload()
+    page.wait_for_selector("#status[data-state=ready]")
+    for name, value in {**filled, **chosen}.items():
+        assert page.locator(f"#{name}").input_value() == value, name
+    assert not page.locator("#previews").is_checked()
+    page.locator("#undo:enabled").wait_for()
+    assert page.locator("#start-image").evaluate("image => image.naturalWidth") == 64
+
+
+def test_what_stood_in_the_form_for_another_model_gives_way_to_this_models_own(page):
+    page.locator("#prompt").fill("a star")
+    page.locator("#steps").fill("7")
+    page.reload()
+    page.wait_for_selector("#status[data-state=ready]")
+    assert page.locator("#steps").input_value() == "7"
+    page.add_init_script(
+        "sessionStorage['sdjax.form'] = sessionStorage['sdjax.form'].replace('\"model\":\"tiny', '\"model\":\"another')"
+    )
+    page.reload()
+    page.wait_for_selector("#status[data-state=ready]")
+    assert page.locator("#steps").input_value() == "20"
+    assert page.locator("#prompt").input_value() == "a star"
+
+
+def test_the_viewer_turns_from_picture_to_picture_with_prompt_and_seed(visit, server):
+    jobs = [server.submit(f"picture {i}", seed=10 * i, num_images=2, steps=1) for i in (1, 2)]
+    for job in jobs:
+        server.wait(job, "complete")
+    page = visit(server.url)
+    page.locator(f"[data-job='{jobs[1]}'] .open").click()
+    viewer = page.locator("#viewer")
+    found = []
+    for _ in range(4):
+        text = viewer.inner_text().replace("\n", " ")
+        found.append(re.search(r"(picture \d).*Seed (\d+)", text).groups())
+        assert viewer.locator("#viewer-image").evaluate("image => image.decode().then(() => image.naturalWidth)") == 64
+        viewer.get_by_role("button", name="Next picture").click()
+    assert found == [("picture 2", "20"), ("picture 2", "21"), ("picture 1", "10"), ("picture 1", "11")]
+    page.keyboard.press("ArrowLeft")
+    assert "picture 1" in viewer.inner_text()
+    viewer.get_by_role("button", name="Previous picture").click()
+    page.keyboard.press("ArrowRight")
+    viewer.get_by_role("button", name="Use these settings").click()
+    assert viewer.is_hidden()
+    assert page.locator("#prompt").input_value() == "picture 1"
+    page.locator(f"[data-job='{page.locator('.card').first.get_attribute('data-job')}'] .open").click()
+    assert viewer.get_by_role("button", name="Previous picture").is_disabled()
+    page.keyboard.press("Escape")
+    assert viewer.is_hidden()
+
+
+def test_a_long_prompt_is_folded_until_somebody_wants_to_read_it(visit, server):
+    job = server.submit("a red circle on a blue background, " * 50, steps=1)
+    page = visit(server.url)
+    card = card_of(page, job)
+    button = card.locator(".words").get_by_role("button", name="Show all")
+    button.wait_for()
+    assert card.locator(".prompt").bounding_box()["height"] < 90
+    card.hover()
+    assert card.locator(".prompt").bounding_box()["height"] < 90
+    button.click()
+    assert card.locator(".prompt").bounding_box()["height"] > 200
+    card.locator(".words").get_by_role("button", name="Show less").click()
+    assert card.locator(".prompt").bounding_box()["height"] < 90
+    short = draw(page, "a circle", steps=1)
+    assert short.locator(".words .fold").is_hidden()
+
+
+def test_what_was_not_understood_stands_on_the_card(visit, server):
+    page = visit(server.url)
+    page.wait_for_selector("#status[data-state=ready]")
+    card = draw(page, "a dog", steps=2)
+    assert card.get_by_label("Warnings").inner_text() == "This model does not know: dog"
+    assert draw(page, "a circle", steps=2).get_by_label("Warnings").is_hidden()
+
+
+def test_number_and_schedule_are_in_sight_and_used(page, process):
+    for name in ("num_images", "schedule", "sampler", "steps", "seed"):
+        assert page.locator(f"#{name}").is_visible(), name
+    page.locator("#schedule").select_option("karras")
+    page.locator("#sampler").select_option("euler")
+    page.locator("#num_images").fill("2")
+    card = draw(page, steps=3)
+    wait_state(card, "complete")
+    request = process.client.get(f"/v1/jobs/{card.get_attribute('data-job')}").json()["request"]
+    assert (request["schedule"], request["sampler"], request["num_images"]) == ("karras", "euler", 2)
+    assert "Schedule karras" in card.locator(".facts").inner_text().replace("\n", " ")
+    page.locator("#schedule").select_option("")
+    card.get_by_role("button", name="Use these settings").click()
+    assert page.locator("#schedule").input_value() == "karras"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_field_that_can_be_filled_does_not_look_disabled(visit, server, scheme):
+    page = visit(server.url, color_scheme=scheme)
+    page.wait_for_selector("#status[data-state=ready]")
+
+    def look(name):
+        return page.locator(f"#{name}").evaluate(
+            "(field) => ['backgroundColor', 'borderStyle', 'color'].map((name) => getComputedStyle(field)[name])"
+        )
+
+    page.locator("#prompt").fill("a circle")
+    page.locator("#steps").focus()
+    enabled = look("width")
+    assert look("prompt") == enabled
+    choose_green(page)
+    assert all(one != other for one, other in zip(enabled, look("width"), strict=True))
+
+
+def test_the_documentation_looks_like_the_page_and_leads_back(visit, server):
+    page = visit(server.url)
+    ground = "getComputedStyle(document.documentElement).backgroundColor + getComputedStyle(document.body).fontFamily"
+    before = page.evaluate(ground)
+    page.get_by_role("link", name="API").click()
+    page.get_by_role("heading", name="Routes").wait_for()
+    assert page.evaluate(ground) == before
+    page.get_by_text("Submit a job").last.click()
+    page.get_by_role("link", name="ImageGeneration").first.click()
+    page.get_by_role("link", name="Back to the pictures").click()
+    page.wait_for_selector("#status[data-state=ready]")
+
+
+def test_on_a_phone_the_documentation_is_no_wider_than_the_screen(visit, server):
+    page = visit(server.url, **PHONE)
+    page.get_by_role("link", name="API").tap()
+    page.get_by_role("heading", name="Routes").wait_for()
+    page.locator("details").evaluate_all("all => all.forEach((details) => { details.open = true })")
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+
+
 def test_on_a_phone_nothing_is_wider_than_the_screen(visit, process):
     page = visit(process.url, **PHONE)
     page.wait_for_selector("#status[data-state=ready]")

@@ -4,9 +4,9 @@ const KEY = "sdjax.key";
 
 /** What the server refused: a sentence, and the field that is wrong, if it is one. */
 export class ApiError extends Error {
-  constructor(status, { code = "", message = "", field = null } = {}) {
+  constructor(status, { code = "", message = "", field = null } = {}, retryAfter = 0) {
     super(message || `the server answered ${status}`);
-    Object.assign(this, { status, code, field });
+    Object.assign(this, { status, code, field, retryAfter });
   }
 }
 
@@ -35,9 +35,7 @@ export async function request(path, { method = "GET", body, headers = {}, signal
 
 async function refusal(answer) {
   const { error } = await answer.json().catch(() => ({}));
-  const after = Number(answer.headers.get("retry-after"));
-  const message = error?.message && after ? `${error.message}; try again in ${after} s` : error?.message;
-  return new ApiError(answer.status, { ...error, message });
+  return new ApiError(answer.status, error, Number(answer.headers.get("retry-after")));
 }
 
 /** A seed has up to 64 bits, a JavaScript number 53: it stays a string of digits here. In JSON no text can look like

@@ -1,6 +1,7 @@
 /** One job as a card: what is drawn, how far it is, what it was made with. Text is only ever set as text. */
 
 import { imagePath, pictureUrl } from "./api.js";
+import { failure } from "./words.js";
 
 /** Pictures up to this side are shown as the pixels that they are. */
 const SMALL = 128;
@@ -11,9 +12,9 @@ const isLive = (state) => state === "queued" || state === "running";
  * Make a card.
  *
  * @param job as the server describes it.
- * @param actions functions that take the job: reuse, cancel, remove, and those that take a picture's number or place
- *   beside: startFrom(job, number), look(url, text).
- * @returns `{element, update(job), tell(event)}`; `tell` takes the events of the job's story.
+ * @param actions functions that take the job: reuse, cancel, remove, and those that take a picture's number beside:
+ *   startFrom, look.
+ * @returns `{element, update(job), tell(event), pictures()}`; `tell` takes the events of the job's story.
  */
 export function jobCard(job, actions) {
   const template = document.getElementById("card");
@@ -35,7 +36,8 @@ export function jobCard(job, actions) {
   part("continue").addEventListener("click", () => actions.startFrom(job, shown));
   part("cancel").addEventListener("click", () => actions.cancel(job));
   part("delete").addEventListener("click", () => actions.remove(job));
-  part("open").addEventListener("click", () => actions.look(urls[shown], job.request.prompt));
+  part("open").addEventListener("click", () => actions.look(job, shown));
+  for (const name of ["words", "notes"]) fold(part(name).firstElementChild, part(name).lastElementChild);
 
   function update(next) {
     const hadPictures = urls.length > 0;
@@ -45,9 +47,11 @@ export function jobCard(job, actions) {
     part("live").hidden = !isLive(job.state);
     part("delete").hidden = isLive(job.state);
     part("continue").hidden = part("download").hidden = job.images.length === 0;
-    part("facts").replaceChildren(...facts(job).map(([name, value]) => fact(name, value)));
+    part("facts").replaceChildren(...facts(job, seedOf(job, shown)));
     part("problem").hidden = job.error === null;
-    part("problem").textContent = job.error?.message ?? "";
+    part("problem").textContent = job.error ? failure(job.error) : "";
+    part("notes").hidden = !job.warnings?.length;
+    part("warnings").replaceChildren(...(job.warnings ?? []).map(warning));
     part("headline").textContent = { cancelled: "Cancelled", error: "Failed" }[job.state] ?? "";
     if (job.state === "queued") say(waiting(job));
     if (job.state === "running" && !bar.hasAttribute("value")) say("Drawing");
@@ -97,15 +101,41 @@ export function jobCard(job, actions) {
     const image = part("open").querySelector("img");
     Object.assign(image, { onload: sharpen, loading: "lazy", alt: job.request.prompt, src: urls[number] });
     part("open").hidden = false;
-    const extension = { jpeg: "jpg" }[job.request.response] ?? job.request.response;
-    Object.assign(part("download"), { href: urls[number], download: `${job.job_id}-${number}.${extension}` });
+    Object.assign(part("download"), { href: urls[number], download: fileName(job, number) });
     [...part("strip").children].forEach((button, i) => (button.ariaPressed = String(i === number)));
     const seed = element.querySelector("[data-fact=Seed] dd");
     seed.textContent = seedOf(job, number);
   }
 
+  const pictures = () =>
+    urls.map((url, number) => ({ url, job, number, seed: seedOf(job, number), download: fileName(job, number) }));
+
   update(job);
-  return { element, update, tell };
+  return { element, update, tell, pictures };
+}
+
+function fileName({ job_id: id, request }, number) {
+  const extension = { jpeg: "jpg" }[request.response] ?? request.response;
+  return `${id}-${number}.${extension}`;
+}
+
+/** Show a few lines of a long text, and a button for the rest. */
+function fold(text, button) {
+  let isOpen = false;
+  const look = () => (button.hidden = !isOpen && text.scrollHeight <= text.clientHeight + 1);
+  button.addEventListener("click", () => {
+    isOpen = !isOpen;
+    text.classList.toggle("whole", isOpen);
+    button.textContent = isOpen ? "Show less" : "Show all";
+    button.ariaExpanded = String(isOpen);
+  });
+  new ResizeObserver(look).observe(text);
+}
+
+function warning(text) {
+  const item = document.createElement("li");
+  item.textContent = text.charAt(0).toUpperCase() + text.slice(1);
+  return item;
 }
 
 /** Pictures after the first have the seeds that follow. */
@@ -126,19 +156,21 @@ const duration = (seconds) => {
   return seconds < 90 ? `${Math.round(seconds)}\u00a0s` : `${Math.round(seconds / 60)}\u00a0min`;
 };
 
-function facts({ request, started, finished, timings }) {
+/** What a picture was made with, as elements of a list. */
+export function facts({ request, started, finished, timings }, seed) {
   const found = [
-    ["Seed", request.seed],
+    ["Seed", seed],
     ["Size", `${request.width}×${request.height}`],
     ["Steps", request.steps],
     ["Guidance", request.guidance_scale],
     ["Sampler", request.sampler],
   ];
+  if (request.schedule) found.push(["Schedule", request.schedule]);
   if (request.strength !== undefined) found.push(["Strength", request.strength]);
   if (request.operation !== "image_generation") found.push(["From", request.mask_image ? "picture and mask" : "picture"]);
   for (const { path, strength } of request.loras) found.push(["Adapter", `${path}:${strength}`]);
   if (Object.keys(timings).length && started && finished) found.push(["Took", `${(finished - started).toFixed(1)} s`]);
-  return found;
+  return found.map(([name, value]) => fact(name, value));
 }
 
 function fact(name, value) {

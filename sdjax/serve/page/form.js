@@ -1,9 +1,14 @@
-/** The form: its limits come from the server, and what the server refuses is said beside the field. */
+/** The form: its limits come from the server, and what is wrong stands beside the field. */
 
 import { file } from "./api.js";
+import { keepFields, keepPictures, keptFields, keptPictures } from "./memory.js";
 import { startPicture } from "./start.js";
+import { inWords, mistake } from "./words.js";
 
 const NUMBERS = ["width", "height", "steps", "guidance_scale", "num_images", "strength"];
+const MODELS_OWN = ["width", "height", "steps", "guidance_scale", "sampler", "schedule"];
+const FIELDS = [...NUMBERS, "prompt", "negative_prompt", "seed", "sampler", "schedule", "response", "loras"];
+const SAVE_AFTER = 300;
 const PREVIEWS = 10;
 
 const form = document.getElementById("form");
@@ -23,8 +28,12 @@ function schemaOf(document, model, name) {
 export function jobForm({ onSubmit }) {
   let model = { size: 512, steps: 20, guidance_scale: 7.5 };
   let multiple = 8;
+  let before = keptFields();
+  let saving;
   const start = startPicture({
+    onPaint: save,
     onChange: (picture) => {
+      save();
       document.getElementById("size").disabled = picture !== null;
       document.getElementById("size-hint").hidden = picture === null;
       clearProblems();
@@ -42,6 +51,9 @@ export function jobForm({ onSubmit }) {
     start.limit(Number(control("width").max));
     options(control("sampler"), schemaOf(document, "ImageGeneration", "sampler").enum);
     options(control("response"), schemaOf(document, "ImageGeneration", "response").enum);
+    options(control("schedule"), ["", ...schemaOf(document, "ImageGeneration", "schedule").enum]);
+    control("schedule").options[0].textContent = "default";
+    restore();
     for (const slider of form.querySelectorAll("[data-for]")) {
       const { min, max, step } = control(slider.dataset.for);
       Object.assign(slider, { min, max, step });
@@ -50,27 +62,58 @@ export function jobForm({ onSubmit }) {
   }
 
   /** Take the model's own values, where nothing was filled in. */
-  function suit(served) {
-    model = served;
+  function suit(served, name) {
+    model = { ...served, name };
+    if (before && before.model !== name) for (const field of MODELS_OWN) control(field).value = "";
+    before = null;
     control("width").min = control("height").min = model.least_side;
     const own = { ...model, width: model.size, height: model.size };
     for (const name of ["width", "height", "steps", "guidance_scale"]) control(name).value ||= own[name];
     const sampler = [...control("sampler").options].find(({ value }) => value === model.sampler);
     if (sampler) sampler.textContent = `${model.sampler}, default`;
-    if (!control("sampler").dataset.touched) control("sampler").value = model.sampler;
+    control("sampler").value ||= model.sampler;
     showSliders();
+    save();
+  }
+
+  /** Fill in what stood here before a reload. */
+  async function restore() {
+    if (!before) return;
+    for (const name of FIELDS) {
+      const isUntouched = control(name).value === (control(name).defaultValue ?? control(name).value);
+      if (isUntouched && before[name] !== undefined) control(name).value = before[name];
+    }
+    document.getElementById("previews").checked = before.previews;
+    showSliders();
+    const { picture, mask } = keptPictures();
+    if (picture && (await start.load(picture)) && mask) await start.loadMask(mask);
+  }
+
+  /** Keep what stands here, for a reload. */
+  function save() {
+    clearTimeout(saving);
+    saving = setTimeout(async () => {
+      saveFields();
+      keepPictures(await start.pictures());
+    }, SAVE_AFTER);
+  }
+
+  function saveFields() {
+    if (before) return; // what was kept is still being filled in
+    const fields = Object.fromEntries(FIELDS.map((name) => [name, control(name).value]));
+    keepFields({ ...fields, previews: document.getElementById("previews").checked, model: model.name });
   }
 
   async function submitted() {
     clearProblems();
-    const unread = NUMBERS.find((name) => control(name).validity.badInput);
-    if (unread) return showProblem(unread, `${unread}: it is no number`);
+    const wrong = [...form.elements].find((each) => each.name && mistake(each));
+    if (wrong) return showProblem(wrong.name, mistake(wrong));
     const button = document.getElementById("draw");
     button.disabled = true;
     try {
       await onSubmit({ ...values(), ...(await placed()) });
     } catch (error) {
-      showProblem(error.field, error.message);
+      showProblem(error.field, inWords(error));
     } finally {
       button.disabled = false;
     }
@@ -86,6 +129,7 @@ export function jobForm({ onSubmit }) {
       steps,
       guidance_scale: number("guidance_scale"),
       sampler: text("sampler"),
+      schedule: text("schedule"),
       seed: text("seed"),
       num_images: number("num_images"),
       response: text("response"),
@@ -109,6 +153,7 @@ export function jobForm({ onSubmit }) {
     for (const name of [...NUMBERS, "prompt", "negative_prompt", "seed", "sampler", "response"]) {
       if (name in request) control(name).value = request[name] ?? "";
     }
+    control("schedule").value = request.schedule ?? "";
     control("loras").value = request.loras.map(({ path, strength }) => `${path}:${strength}`).join("\n");
     document.getElementById("previews").checked = request.preview_every > 0;
     showSliders();
@@ -117,6 +162,7 @@ export function jobForm({ onSubmit }) {
     if (request.input_image) await start.load(await given("input_image"));
     if (request.init_image && (await start.load(await given("init_image")))) await start.loadMask(await given("mask_image"));
     control("prompt").focus();
+    save();
   }
 
   /** Start from a picture that a job drew. */
@@ -136,17 +182,20 @@ export function jobForm({ onSubmit }) {
   });
   form.addEventListener("input", ({ target }) => {
     if (target.dataset.for) control(target.dataset.for).value = target.value;
-    if (target.name === "sampler") target.dataset.touched = "true";
     showSliders();
+    save();
   });
+  addEventListener("pagehide", saveFields);
   document.getElementById("random-seed").addEventListener("click", () => {
     control("seed").value = crypto.getRandomValues(new Uint32Array(1))[0];
+    save();
   });
   for (const button of form.querySelectorAll("[data-shape]")) {
     button.addEventListener("click", () => {
       const [width, height] = sides(button.dataset.shape, model.size, multiple);
       Object.assign(control("width"), { value: width });
       Object.assign(control("height"), { value: height });
+      save();
     });
   }
   return { describe, suit, fill, startFrom };
@@ -176,7 +225,7 @@ function showSliders() {
   }
 }
 
-/** Say beside a field what is wrong with it; beside the button, where it is none in particular. */
+/** Show beside a field what is wrong with it; beside the button, where it is none in particular. */
 function showProblem(name, message) {
   const top = name?.split(".")[0];
   const field = top && form.querySelector(`[data-field~="${CSS.escape(top)}"]`);
@@ -189,19 +238,13 @@ function showProblem(name, message) {
   problem.className = "problem";
   problem.id = `${top}-problem`;
   problem.setAttribute("role", "alert");
-  problem.textContent = sentence(message, name);
+  problem.textContent = message;
   field.append(problem);
   const input = control(top) ?? field.querySelector("input, canvas");
   input.setAttribute("aria-invalid", "true");
   input.setAttribute("aria-describedby", problem.id);
   input.focus();
   problem.scrollIntoView({ block: "nearest" });
-}
-
-/** The field's name is what stands beside it already: "steps: it should be ..." becomes "It should be ...". */
-function sentence(message, name) {
-  const rest = message.startsWith(`${name}: `) ? message.slice(name.length + 2) : message;
-  return rest.charAt(0).toUpperCase() + rest.slice(1);
 }
 
 function clearProblems() {

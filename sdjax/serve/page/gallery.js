@@ -3,6 +3,7 @@
 import * as api from "./api.js";
 import { jobCard } from "./card.js";
 import { streams } from "./events.js";
+import { failure, inWords } from "./words.js";
 
 const PAGE = 24;
 const MOST = 200;
@@ -14,7 +15,7 @@ const isLive = ({ state }) => state === "queued" || state === "running";
 /**
  * The gallery.
  *
- * @param actions what cards can ask for: reuse(job), startFrom(job, blob), look(url, text), confirmed().
+ * @param actions what cards can ask for: reuse(job), startFrom(job, blob), look(pictures, index), confirmed().
  * @param announce says something to those who don't see the page.
  * @param onContact called with whether the server answered.
  */
@@ -35,6 +36,10 @@ export function gallery({ actions, announce, onContact }) {
 
   const handlers = {
     ...actions,
+    look: (job, number) => {
+      const all = [...cards.children].flatMap(({ dataset }) => shown.get(dataset.job).card.pictures());
+      actions.look(all, all.findIndex((each) => each.job.job_id === job.job_id && each.number === number));
+    },
     startFrom: async (job, number) => actions.startFrom(job, await api.file(api.imagePath(job, number))),
     cancel: (job) => attempt(async () => {
       await api.cancel(job.job_id).catch(unlessStatus(409)); // it was faster than us
@@ -55,7 +60,7 @@ export function gallery({ actions, announce, onContact }) {
     try {
       await action();
     } catch (error) {
-      announce(error.message);
+      announce(inWords(error));
       onContact(error instanceof api.ApiError);
     }
   }
@@ -95,6 +100,7 @@ export function gallery({ actions, announce, onContact }) {
   /** Look at what is new: other tabs and programs submit and delete jobs too. */
   async function refresh() {
     clearTimeout(timer);
+    let isThere = true;
     if (!document.hidden) {
       try {
         const known = [...cards.children].map(({ dataset }) => dataset.job);
@@ -107,12 +113,13 @@ export function gallery({ actions, announce, onContact }) {
         settle();
         onContact(true);
       } catch {
+        isThere = false;
         onContact(false);
       }
     }
     const isBusy = [...shown.values()].some(({ job }) => isLive(job));
     clearTimeout(timer); // two looks may overlap
-    timer = setTimeout(refresh, isBusy ? LIVE_EVERY : IDLE_EVERY);
+    timer = setTimeout(refresh, isBusy || !isThere ? LIVE_EVERY : IDLE_EVERY);
   }
 
   async function showOlder() {
@@ -127,7 +134,10 @@ export function gallery({ actions, announce, onContact }) {
 
   /** Submit a job and show its card. */
   async function submit(fields) {
-    const { job_id: id } = await api.submit(fields);
+    const { job_id: id } = await api.submit(fields).catch((error) => {
+      if (!(error instanceof api.ApiError)) refresh(); // which finds out when the server answers again
+      throw error;
+    });
     await refreshOne(id);
     announce("Submitted");
     shown.get(id).card.element.scrollIntoView({ block: "nearest" });
@@ -141,7 +151,7 @@ export function gallery({ actions, announce, onContact }) {
   }
 
   function announceState(job) {
-    const words = { running: "Drawing", complete: "Done", cancelled: "Cancelled", error: `Failed: ${job.error?.message}` };
+    const words = { running: "Drawing", complete: "Done", cancelled: "Cancelled", error: job.error && failure(job.error) };
     announce(`${words[job.state] ?? "Waiting"}: ${job.request.prompt}`);
   }
 

@@ -1,9 +1,10 @@
 /** The page, put together. */
 
 import * as api from "./api.js";
-import { sharpen } from "./card.js";
 import { jobForm } from "./form.js";
 import { gallery } from "./gallery.js";
+import { viewer } from "./viewer.js";
+import { NO_ANSWER } from "./words.js";
 
 const LOOK_EVERY = 2_000;
 
@@ -37,24 +38,19 @@ async function askForKey(wasWrong) {
   return asking;
 }
 
-function look(url, text) {
-  Object.assign(element("viewer-image"), { src: url, alt: text, onload: sharpen });
-  element("viewer").showModal();
-}
-
 const form = jobForm({ onSubmit: (fields) => pictures.submit(fields) });
 
 let model = "";
 const pictures = gallery({
   announce,
   onContact: (isThere) => {
-    if (!isThere) status("error", "No connection");
+    if (!isThere) status("error", NO_ANSWER);
     else if (model) status("ready", model);
   },
   actions: {
     reuse: (job) => form.fill(job),
     startFrom: (job, blob) => form.startFrom(job, blob),
-    look,
+    look: viewer({ reuse: (job) => form.fill(job) }),
     confirmed: async () => (await asked(element("confirm"))) === "delete",
   },
 });
@@ -65,12 +61,12 @@ async function ready() {
   for (;;) {
     const answer = await fetch("ready").then((response) => response.json()).catch(() => null);
     if (answer?.status === "ready") break;
-    status(answer?.status ?? "error", words[answer?.status] ?? "No connection");
+    status(answer?.status ?? "error", words[answer?.status] ?? NO_ANSWER);
     await new Promise((resolve) => setTimeout(resolve, LOOK_EVERY));
   }
   const [served] = (await api.read("v1/models")).data;
   model = served.id;
-  form.suit(served.sdjax);
+  form.suit(served.sdjax, served.id);
   status("ready", model);
 }
 
@@ -80,7 +76,18 @@ element("forget-key").addEventListener("click", () => {
   api.forgetKey();
   location.reload();
 });
-element("viewer").addEventListener("click", ({ target }) => target === element("viewer") && target.close());
 
-form.describe(await api.read("openapi.json"));
+/** The API's description, however long the server takes to answer. */
+async function description() {
+  for (;;) {
+    try {
+      return await api.read("openapi.json");
+    } catch {
+      status("error", NO_ANSWER);
+      await new Promise((resolve) => setTimeout(resolve, LOOK_EVERY));
+    }
+  }
+}
+
+form.describe(await description());
 await Promise.all([ready(), pictures.refresh()]);

@@ -12,9 +12,10 @@ const element = (id) => document.getElementById(id);
  * The part of the form that holds the start picture.
  *
  * @param onChange called with `{width, height}` of the picture, or null when there is none any more.
+ * @param onPaint called when the mask has changed.
  * @param onError called with a field's name and a sentence.
  */
-export function startPicture({ onChange, onError }) {
+export function startPicture({ onChange, onPaint, onError }) {
   const canvas = element("mask");
   let picture = null;
   let longest = 2048;
@@ -22,6 +23,7 @@ export function startPicture({ onChange, onError }) {
 
   const mask = new Mask(canvas, ({ isUntouched }) => {
     element("undo").disabled = element("clear").disabled = isUntouched;
+    onPaint();
   });
   brush(mask, element("brush"), () => ({ size: Number(element("brush-size").value), isErasing }));
 
@@ -29,7 +31,7 @@ export function startPicture({ onChange, onError }) {
     try {
       picture = await prepared(blob, longest);
     } catch {
-      onError("input_image", "This file is no picture that the browser can read.");
+      onError("input_image", "The browser can not read this file as a picture.");
       return false;
     }
     const { url, width, height } = picture;
@@ -62,7 +64,7 @@ export function startPicture({ onChange, onError }) {
     try {
       mask.image(await createImageBitmap(blob));
     } catch {
-      onError("mask_image", "This file is no picture that the browser can read.");
+      onError("mask_image", "The browser can not read this file as a picture.");
     }
   }
 
@@ -72,6 +74,12 @@ export function startPicture({ onChange, onError }) {
     const [painted, data] = await Promise.all([mask.toBlob(), dataUri(picture.blob)]);
     if (!painted) return { operation: "image_transform", input_image: data };
     return { operation: "image_inpaint", init_image: data, mask_image: await dataUri(painted) };
+  }
+
+  /** The picture and the mask as data URIs, null each where there is none. */
+  async function pictures() {
+    const painted = picture && (await mask.toBlob());
+    return { picture: picture && (await dataUri(picture.blob)), mask: painted && (await dataUri(painted)) };
   }
 
   element("start-file").addEventListener("change", ({ target }) => target.files[0] && load(target.files[0]));
@@ -94,7 +102,7 @@ export function startPicture({ onChange, onError }) {
   }
   receive(element("start"), load);
 
-  return { load, loadMask, remove, fields, limit: (side) => (longest = side) };
+  return { load, loadMask, remove, fields, pictures, limit: (side) => (longest = side) };
 }
 
 /** Take files that are dropped on an element, or pasted anywhere. */
