@@ -24,6 +24,7 @@ from PIL import Image
 from typing_extensions import Unpack
 
 from sdjax import images
+from sdjax.argument_names import OF_A_CALL, OF_LOADING, refuse
 from sdjax.canvas import pasted
 from sdjax.devices.sharding import check_mesh, guidance_axis, placer
 from sdjax.devices.target import local_target
@@ -32,11 +33,11 @@ from sdjax.generation import Text, Tokens, compiled, decode, denoise, encode, en
 from sdjax.generation.batch import Batch, Conditioning, Control, Known, Table, put_row, stack_tables, start_state
 from sdjax.inputs import ControlInput
 from sdjax.loading import Card, Checkpoint, Part, as_part, load, lora_merger, save_folder
-from sdjax.models import Definition, Params
+from sdjax.models import Definition, Params, is_quantised
 from sdjax.models.quantised import is_large_weight, quantise_weight
 from sdjax.models.unet import SPLITS
 from sdjax.preparing import Drawing, Weights, prepare, with_controlnets
-from sdjax.requests import Request, Settings, resolve
+from sdjax.requests import Request, Seed, Settings, resolve
 from sdjax.variants import BUNDLED, VARIANTS
 
 __all__ = [
@@ -66,6 +67,11 @@ Progress: TypeAlias = Callable[[int, int], None]
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
 STEPS, GUIDANCE_SCALE = 20, 7.5
 """Defaults for checkpoints that are not in the table of variants."""
+LOADING = (
+    *("model", "dtype", "weights", "mesh", "variant", "revision", "local_files_only"),
+    *("prediction_type", "vae"),
+)
+"""The arguments of `Pipeline.from_pretrained`."""
 REPORTS_EVERY = 0.2
 """Seconds between two reports of progress, about: the compiled loop is not left more often than that."""
 
@@ -121,6 +127,7 @@ class Pipeline:
         local_files_only: bool = False,
         prediction_type: str | None = None,
         vae: str | Path | Part | None = None,
+        **unknown: Any,
     ) -> "Pipeline":
         """Load a checkpoint.
 
@@ -142,7 +149,9 @@ class Pipeline:
         Raises:
             CheckpointError: it can't be found or read; the message says what is missing.
             RequestError: an argument isn't one of those.
+            TypeError: there is no such argument; the message has the one that was probably meant.
         """
+        refuse(unknown, LOADING, OF_LOADING, "from_pretrained")
         if weights not in (None, "int8"):
             raise RequestError(f"weights must be 'int8' or None, not {weights!r}")
         if weights is not None and mesh is not None:
@@ -174,6 +183,14 @@ class Pipeline:
         defaults = Card(steps=self.steps, guidance_scale=self.guidance_scale)
         save_folder(replace(self.checkpoint, card=self.checkpoint.card.over(defaults)), Path(folder))
 
+    def __repr__(self) -> str:
+        leaves = jax.tree.leaves(self.params)
+        factor = self.definition.vae_config.factor
+        height, width = (side * factor for side in self.definition.unet_config.sample_sides)
+        stored = "int8 weights" if is_quantised(self.params) else f"{sum(leaf.size for leaf in leaves):,} parameters"
+        devices = ", ".join(sorted({str(device) for leaf in leaves for device in leaf.devices()}))
+        return f"Pipeline({self.name!r}, {width}x{height} pixels, {self.definition.dtype}, {stored} on {devices})"
+
     @property
     def definition(self) -> Definition:
         """What is static: hand it to the pure functions, as a static argument where they are jitted."""
@@ -195,7 +212,7 @@ class Pipeline:
         sampler: str | None = None,
         schedule: str | None = None,
         eta: float | None = None,
-        seed: int | None = None,
+        seed: Seed = None,
         width: int | None = None,
         height: int | None = None,
         num_images: int = 1,
@@ -221,6 +238,7 @@ class Pipeline:
         long_prompts: Literal["truncate", "chunk"] = "truncate",
         output: Literal["pil", "numpy", "latents"] = "pil",
         progress: Progress | bool | None = None,
+        **unknown: Any,
     ) -> Output:
         """Draw.
 
@@ -235,7 +253,8 @@ class Pipeline:
             sampler: a name of `sdjax.schedulers.SAMPLERS`; None is the one of the model's config.
             schedule: spacing of the noise levels: None (the model's own), "karras", "exponential", "beta" or "ays".
             eta: share of fresh noise in "ddim" and "tcd", 0 to 1; None is the sampler's own.
-            seed: of the first image, 0 to 2**64 - 1; the images after it take the seeds that follow. None draws one.
+            seed: of the first image, 0 to 2**64 - 1, or a key of `jax.random.key`; the images after it take the seeds
+                that follow. A list has one for each prompt, or one for each image. None draws one.
             width: in pixels, a multiple of the model's factor (8 in published ones); None is the picture's with
                 `image`, else what the model was trained on.
             height: likewise.
@@ -275,10 +294,12 @@ class Pipeline:
             RequestError: an argument can't be honoured; the message says what is allowed.
             CheckpointError: an adapter, a ControlNet or an embedding can't be read, or is for another kind of model.
             NotFiniteError: an image came out as NaN or infinity.
+            TypeError: there is no such argument; the message has the one that was probably meant.
 
         Warns:
             PromptWarning: something was replaced, cut or ignored, or the model does not know it; once for each.
         """
+        refuse(unknown, [*Settings.__annotations__, "progress"], OF_A_CALL, "a call")
         request = self.resolve(
             prompt,
             negative_prompt,

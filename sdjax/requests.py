@@ -1,25 +1,27 @@
 """What a caller asks for, checked and with every default filled in, before anything is computed."""
 
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypedDict
+from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sdjax.argument_names import OF_A_CALL, refuse
 from sdjax.canvas import Canvas, untouched
 from sdjax.checks import finite, pair, share, whole
 from sdjax.errors import RequestError, Warn
 from sdjax.inputs import Steering, canvases_of, controls_of, size_of, tile_of
-from sdjax.limits import LAST_SEED
 from sdjax.loading import Checkpoint, checked_loras, find_adapter
 from sdjax.prompts import LoraTag, Reading, check_prompts, reading, take_tags
 from sdjax.schedulers import Schedule, begin_step, default_sampler, replaced_sampler, table
+from sdjax.seeds import seeds_of
 
 OUTPUTS = ("pil", "numpy", "latents")
+Seed: TypeAlias = int | Sequence[int] | ArrayLike | None
+"""See `sdjax.seeds.seeds_of`."""
 
 
 class Settings(TypedDict, total=False):
@@ -31,7 +33,7 @@ class Settings(TypedDict, total=False):
     sampler: str | None
     schedule: str | None
     eta: float | None
-    seed: int | None
+    seed: Seed
     width: int | None
     height: int | None
     num_images: int
@@ -119,8 +121,9 @@ def resolve(
     Raises:
         RequestError: an argument can't be honoured; the message says what was given and what is allowed.
         CheckpointError: an embedding can't be read, or was learned for another kind of model.
-        TypeError: a prompt is not a string.
+        TypeError: a prompt is not a string, or there is no such argument.
     """
+    refuse(given.keys() - Settings.__annotations__.keys(), Settings.__annotations__, OF_A_CALL, "a call")
     notes: list[str] = []
     prompts = _prompts("prompt", prompt)
     negatives = _negatives(negative_prompt, len(prompts))
@@ -131,8 +134,6 @@ def resolve(
     if output not in OUTPUTS:
         raise RequestError(f"output must be one of {', '.join(OUTPUTS)}, not {output!r}")
     guidance_scale = finite("guidance_scale", given["guidance_scale"])
-    seed = given.get("seed")
-    seed = secrets.randbits(32) if seed is None else whole("seed", seed, 0, LAST_SEED)
     definition = checkpoint.definition
     canvases = canvases_of(definition, given, len(prompts), warn=notes.append)
     width, height = size_of(definition, given, canvases)
@@ -164,7 +165,7 @@ def resolve(
         prompts=tuple(np.repeat(np.array(prompts, object), count)),
         negative_prompts=tuple(np.repeat(np.array(negatives, object), count)),
         reading=how,
-        seeds=tuple((seed + i) % (LAST_SEED + 1) for i in range(rows)),
+        seeds=seeds_of(given.get("seed"), len(prompts), count),
         steps=int(steps),  # type: ignore[arg-type]
         guidance_scale=guidance_scale,
         guidance_rescale=share("guidance_rescale", given.get("guidance_rescale", 0.0)),

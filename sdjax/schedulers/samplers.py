@@ -153,18 +153,19 @@ def _named_sampler(config: SchedulerConfig) -> tuple[str, str | None]:
 def begin_step(steps: int, strength: float) -> int:
     """The step where image-to-image starts: the last `int(steps * strength)` steps are run, as in diffusers.
 
-    Every request runs at least one step. A strength too low for that (0 included) is refused with the lowest one that
-    works, instead of handing the picture back as if it had been painted over.
+    At least one step is run. A strength too low for that is refused with the lowest one that works, instead of handing
+    the picture back as if it had been painted over. So is 0, which has no first step: `Pipeline` gives the picture back
+    for it, and does not call this function.
 
     Args:
         steps: how many for strength 1.
-        strength: 0 to 1, how much of the picture is painted anew.
+        strength: above 0, to 1: how much of the picture is painted anew.
 
     Returns:
         0 (strength 1: start from noise) to steps - 1.
 
     Raises:
-        ValueError: steps is not a whole number of at least 1, or strength not within the above.
+        ValueError: steps is not a whole number of at least 1, or strength not within the above or too low.
     """
     steps = _whole("steps", steps, 1, None)
     run = int(steps * _fraction("strength", strength))
