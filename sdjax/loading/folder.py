@@ -17,6 +17,7 @@ STEMS = {
     "text_encoder": "model",
     "text_encoder_2": "model",
 }
+TEXT_MODELS = ("CLIPTextModel", "CLIPTextModelWithProjection")
 OLD_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
@@ -45,6 +46,8 @@ def read_folder(folder: Path, *, variant: str | None, prediction_type: str | Non
                 f" (it is a {index.get('_class_name')})"
             )
     configs: dict[str, dict[str, Any]] = {name: read_json(folder / name / "config.json") for name in present}
+    for name in TEXT_ENCODERS.keys() & configs.keys():
+        configs[name] = _text_config(configs[name], index[name])
     configs["model_index"] = index
     configs["scheduler"] = read_json(folder / "scheduler" / "scheduler_config.json")
     if prediction_type is not None:
@@ -58,6 +61,14 @@ def read_folder(folder: Path, *, variant: str | None, prediction_type: str | Non
         tensors[name] = _text_names(tensors[name])
     tokenizers = {name: load_tokenizer(folder / TEXT_ENCODERS[name]) for name in TEXT_ENCODERS if name in present}
     return Parts(str(folder), configs, tensors, tokenizers, read_card(folder))
+
+
+def _text_config(config: dict[str, Any], listed: Any) -> dict[str, Any]:
+    """A text encoder's config: of a whole CLIP's the part about text, and the class that the index names decides."""
+    if isinstance(config.get("text_config"), dict):
+        config = config["text_config"]
+    kind = listed[-1] if isinstance(listed, list) else None
+    return {**config, "architectures": [kind]} if kind in TEXT_MODELS else config
 
 
 def _predicting(scheduler: dict[str, Any], prediction_type: str) -> dict[str, Any]:

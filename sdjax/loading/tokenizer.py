@@ -2,7 +2,7 @@
 
 import gzip
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count, takewhile
 from pathlib import Path
@@ -85,6 +85,15 @@ def load_tokenizer(folder: Path) -> ClipTokenizer:
     Raises:
         CheckpointError: a file is missing or is not a CLIP tokenizer's, or an added word has another id than it gets.
     """
+    try:
+        return _read(folder)
+    except CheckpointError:
+        raise
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        raise CheckpointError(f"{folder} holds no CLIP tokenizer: {type(error).__name__}: {error}") from error
+
+
+def _read(folder: Path) -> ClipTokenizer:
     settings, whole = _json(folder / "tokenizer_config.json"), _json(folder / "tokenizer.json")
     if "added_tokens_decoder" in settings:
         added = {int(index): token for index, token in settings["added_tokens_decoder"].items()}
@@ -154,14 +163,14 @@ def clip_tokenizer(
         CheckpointError: a special token is unknown, or an added word's id is another than it gets.
     """
     text = byte_pair_tokenizer(vocab, merges)
-    listed = {index: _token(token) for index, token in sorted(added.items())}
+    names = {role: _content(settings.get(f"{role}_token") or default) for role, default in ROLES.items()}
+    listed = {index: _token(token, names.values()) for index, token in sorted(added.items())}
     text.add_tokens(list(listed.values()))
     for index, token in listed.items():
         if (given := text.token_to_id(token.content)) != index:
             raise CheckpointError(
                 f"{where}: the added word {token.content!r} has id {index}, and the words before it leave it {given}"
             )
-    names = {role: _content(settings.get(f"{role}_token") or default) for role, default in ROLES.items()}
     if unknown := [name for name in names.values() if text.token_to_id(name) is None]:
         raise CheckpointError(f"{where}: the special token {unknown[0]!r} is not in the vocabulary")
     known = {token.content for token in listed.values()}
@@ -194,8 +203,8 @@ def _more_special(settings: Mapping[str, Any]) -> list[Any]:
     return list(more.values()) if isinstance(more, dict) else list(more)
 
 
-def _token(token: Mapping[str, Any]) -> AddedToken:
-    """A token as the files describe it."""
+def _token(token: Mapping[str, Any], names: Collection[str]) -> AddedToken:
+    """A token as the files describe it; those of a role are special."""
     special = bool(token.get("special", False))
     return AddedToken(
         str(token["content"]),
@@ -203,7 +212,7 @@ def _token(token: Mapping[str, Any]) -> AddedToken:
         lstrip=bool(token.get("lstrip", False)),
         rstrip=bool(token.get("rstrip", False)),
         normalized=bool(token.get("normalized", not special)),
-        special=special,
+        special=special or token["content"] in names,
     )
 
 

@@ -128,6 +128,24 @@ def test_a_name_like_theirs_elsewhere_is_an_error_that_names_it(component, name,
         load(folder, dtype="float32")
 
 
+def test_a_whole_clip_in_the_text_encoder_s_folder_gives_its_text_model(folder, bundled):
+    component = folder / "text_encoder"
+    config = json.loads((component / "config.json").read_text())
+    whole = {"architectures": ["CLIPModel"], "model_type": "clip", "text_config": config, "vision_config": {}}
+    (component / "config.json").write_text(json.dumps(whole))
+    beside = {name: np.zeros(3, np.float32) for name in PASSENGERS["text_encoder"]}
+    save_file(load_file(component / "model.safetensors") | beside, component / "model.safetensors")
+    assert same(load(folder, dtype="float32").params, bundled)
+
+
+def test_the_index_decides_whether_a_text_encoder_projects_as_in_diffusers(folder, bundled):
+    rewrite(
+        folder / "text_encoder" / "config.json",
+        lambda config: {**config, "architectures": ["CLIPTextModelWithProjection"], "projection_dim": 8},
+    )
+    assert same(load(folder, dtype="float32").params, bundled)
+
+
 @pytest.mark.parametrize("prefixed", [True, False])
 def test_text_encoders_of_old_and_new_transformers_load_alike(prefixed, folder, bundled):
     file = folder / "text_encoder" / "model.safetensors"

@@ -28,6 +28,7 @@ PROMPTS = [
     "<spc>the <spc> <SPC>",
     " <toy>,<toy>  <toy>",
     "<many> and <many>, <many>_1 <MANY>",
+    f"a {END} b {START} c",
 ]
 FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
 
@@ -81,6 +82,11 @@ def by_added_tokens_decoder(folder):
     write(folder / "special_tokens_map.json", {"pad_token": "!"})  # likewise
 
 
+def by_added_tokens_that_are_in_the_vocabulary(folder):
+    first = words_of(folder)
+    write(folder / "added_tokens.json", {"<toy>": first, END: first - 1, START: first - 2})
+
+
 def by_special_tokens_alone(folder):
     write(folder / "special_tokens_map.json", {"additional_special_tokens": ["<spc>", "<toy>"], "pad_token": "!"})
 
@@ -102,6 +108,7 @@ FORMS = [
     by_transformers_5,
     by_added_tokens,
     by_added_tokens_decoder,
+    by_added_tokens_that_are_in_the_vocabulary,
     by_special_tokens_alone,
     by_the_config_alone,
     by_tokenizer_json_beside_another_vocabulary,
@@ -125,6 +132,24 @@ def test_an_added_word_with_an_id_that_it_can_t_have_is_refused(plain, tmp_path)
     shutil.copytree(plain, folder)
     write(folder / "added_tokens.json", {"<toy>": words_of(plain) + 5})
     with pytest.raises(CheckpointError, match=r"'<toy>' has id \d+, and the words before it leave it \d+"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "contents"),
+    [
+        ("tokenizer_config.json", {"added_tokens_decoder": {"x": {"content": "<toy>"}}}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"196": {}}}),
+        ("added_tokens.json", {"<toy>": "196"}),
+        ("tokenizer.json", {"model": {"type": "Unigram", "vocab": [["a", -1.0]]}}),
+        ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["b", "c"]]}}),
+    ],
+)
+def test_files_that_are_not_understood_are_refused_with_their_folder(plain, tmp_path, file, contents):
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(plain, folder)
+    write(folder / file, contents)
+    with pytest.raises(CheckpointError, match=str(folder)):
         load_tokenizer(folder)
 
 
