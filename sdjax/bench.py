@@ -24,7 +24,7 @@ from sdjax.errors import SdjaxError
 from sdjax.generation import Text, Tokens, compiled
 from sdjax.generation.batch import Conditioning, seed_keys, stack_tables, start_state
 from sdjax.generation.guidance import stage_denoiser
-from sdjax.models import AddedConditioning, Definition, Params
+from sdjax.models import Conditions, Definition, Params
 from sdjax.pipeline import Pipeline
 from sdjax.schedulers import SchedulerConfig, table
 
@@ -76,8 +76,9 @@ def random_inputs(
         guidance_scale: up to 1 the UNet is called with the prompt alone.
     """
     random = np.random.default_rng(0)
-    config, factor = definition.unet_config, definition.vae_config.factor
-    halves = [[1.0 - guidance_scale], [guidance_scale]] if guidance_scale > 1 else [[1.0]]
+    config, factor = definition.denoiser_config, definition.vae_config.factor
+    guided = guidance_scale > 1 and not config.embeds_guidance
+    halves = [[1.0 - guidance_scale], [guidance_scale]] if guided else [[1.0]]
     rows = (len(halves), batch)
     width, height = (side // factor for side in size)
     channels = definition.vae_config.latent_channels
@@ -85,34 +86,22 @@ def random_inputs(
     def normal(*shape: int) -> Array:
         return jnp.asarray(random.standard_normal(shape, np.float32))
 
-    length = text_configs[0]["max_position_embeddings"]
-    cond = Conditioning(
+    length, last = text_configs[0]["max_position_embeddings"], text_configs[-1]
+    text = Text(
         context=normal(*rows, length, config.context_channels).astype(definition.dtype),
+        pooled=normal(*rows, last.get("projection_dim") or last["hidden_size"]),
+    )
+    sides = float(height * factor), float(width * factor)
+    conditions = Conditions(guidance_scale, sides, (0.0, 0.0), sides, (2.5, 6.0))
+    cond = Conditioning(
+        context=text.context,
         weights=jnp.asarray(np.repeat(np.array(halves, np.float32), batch, axis=1)),
         keys=jnp.asarray(seed_keys(range(batch))),
         extra=jnp.zeros((batch, height, width, config.in_channels - channels), jnp.float32),
-        added=_added(definition, text_configs[-1], size, normal, rows),
-        timestep_condition=None if config.time_cond_proj_dim is None else normal(*rows, config.time_cond_proj_dim),
+        added=definition.family.added(config, text, conditions),
     )
     tokens = [_words(text, random, rows) for text in text_configs]
     return Inputs(tokens, cond, normal(batch, height, width, channels))
-
-
-def _added(
-    definition: Definition,
-    text: Mapping[str, Any],
-    size: tuple[int, int],
-    normal: Callable[..., Array],
-    rows: tuple[int, int],
-) -> AddedConditioning | None:
-    config = definition.unet_config
-    if config.projection_input_dim is None or config.addition_time_embed_dim is None:
-        return None
-    pooled = text.get("projection_dim") or text["hidden_size"]
-    ids = (config.projection_input_dim - pooled) // config.addition_time_embed_dim
-    width, height = size
-    row = jnp.asarray([height, width, 0, 0, height, width][:ids], jnp.float32)
-    return AddedConditioning(normal(*rows, pooled), jnp.broadcast_to(row, (*rows, ids)))
 
 
 def _words(text: Mapping[str, Any], random: np.random.Generator, rows: tuple[int, int]) -> Tokens:

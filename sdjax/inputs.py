@@ -55,7 +55,7 @@ def canvases_of(definition: Definition, given: Mapping[str, Any], prompts: int, 
     """What the pictures start from: one canvas a prompt, or none.
 
     Args:
-        definition: of the checkpoint, whose UNet may be one for inpainting.
+        definition: of the checkpoint, which may be one for inpainting.
         given: the arguments of the call.
         prompts: how many there are.
         warn: called with what of a picture is not used.
@@ -64,14 +64,7 @@ def canvases_of(definition: Definition, given: Mapping[str, Any], prompts: int, 
         RequestError: a picture or mask can't be read, is missing, or one too many.
     """
     images, masks = _each("image", given.get("image"), prompts), _each("mask", given.get("mask"), prompts)
-    config = definition.unet_config
-    channels = definition.vae_config.latent_channels
-    if config.in_channels not in (channels, 2 * channels + 1):
-        raise RequestError(
-            f"this checkpoint has a UNet of {config.in_channels} input channels; only {channels} (ordinary) and "
-            f"{2 * channels + 1} (inpainting) are known"
-        )
-    if config.in_channels != channels and any(picture is None for picture in (*images, *masks)):
+    if definition.inpaints and any(picture is None for picture in (*images, *masks)):
         raise RequestError("this is an inpainting checkpoint: give image= and mask=")
     padding = given.get("padding_mask_crop")
     if padding is not None:
@@ -86,17 +79,17 @@ def canvases_of(definition: Definition, given: Mapping[str, Any], prompts: int, 
         return []
     if given.get("denoising_start") is not None:
         raise RequestError("give image= with strength=, or latents= with denoising_start=, not both")
-    factor = definition.vae_config.factor
+    multiple = definition.multiple
     sides = [given.get(name) for name in ("width", "height")]
     size = tuple(
-        None if side is None else _side(n, side, factor) for n, side in zip(("width", "height"), sides, strict=True)
+        None if side is None else _side(n, side, multiple) for n, side in zip(("width", "height"), sides, strict=True)
     )
     made = [
         canvas(
             image,
             mask,
             size=size,  # type: ignore[arg-type]
-            multiple=factor,
+            multiple=multiple,
             largest=MAX_SIDE,
             padding=padding if mask is not None else None,
             feather=feather,
@@ -128,19 +121,20 @@ def size_of(definition: Definition, given: Mapping[str, Any], canvases: Sequence
     if canvases:
         height, width = canvases[0].pixels.shape[:2]
         return width, height
-    factor = definition.vae_config.factor
     width, height = (
-        _side(name, native if (side := given.get(name)) is None else side, factor)
+        _side(name, native if (side := given.get(name)) is None else side, definition.multiple)
         for name, native in zip(("width", "height"), definition.native_size, strict=True)
     )
     return width, height
 
 
-def _side(name: str, value: object, factor: int) -> int:
-    side = whole(name, value, factor, MAX_SIDE)
-    if side % factor:
-        low = side - side % factor
-        raise RequestError(f"{name} must be a multiple of {factor}, not {side}: {low} and {low + factor} are nearest")
+def _side(name: str, value: object, multiple: int) -> int:
+    side = whole(name, value, multiple, MAX_SIDE)
+    if side % multiple:
+        low = side - side % multiple
+        raise RequestError(
+            f"{name} must be a multiple of {multiple}, not {side}: {low} and {low + multiple} are nearest"
+        )
     return side
 
 

@@ -33,9 +33,9 @@ from sdjax.generation import Text, Tokens, compiled, decode, denoise, encode, en
 from sdjax.generation.batch import Batch, Conditioning, Control, Known, Table, put_row, stack_tables, start_state
 from sdjax.inputs import ControlInput
 from sdjax.loading import Card, Checkpoint, Part, as_part, load, lora_merger, save_folder
-from sdjax.models import Definition, Params, is_quantised
+from sdjax.loading.weights import Place
+from sdjax.models import Definition, Family, Params, is_quantised
 from sdjax.models.quantised import is_large_weight, quantise_weight
-from sdjax.models.unet import SPLITS
 from sdjax.preparing import Drawing, Weights, prepare, with_controlnets
 from sdjax.requests import Request, Seed, Settings, resolve
 from sdjax.variants import BUNDLED, VARIANTS
@@ -167,7 +167,7 @@ class Pipeline:
             local_files_only=local_files_only,
             prediction_type=prediction_type,
             vae=None if vae is None else _vae(vae, local_files_only),
-            place=_as_int8 if weights else None if mesh is None else placer(check_mesh(mesh), SPLITS),
+            placing=_placing(weights, mesh),
         )
         name = BUNDLED if model is None else str(model)
         if known is not None:
@@ -185,8 +185,7 @@ class Pipeline:
 
     def __repr__(self) -> str:
         leaves = jax.tree.leaves(self.params)
-        factor = self.definition.vae_config.factor
-        height, width = (side * factor for side in self.definition.unet_config.sample_sides)
+        width, height = self.definition.native_size
         stored = "int8 weights" if is_quantised(self.params) else f"{sum(leaf.size for leaf in leaves):,} parameters"
         devices = ", ".join(sorted({str(device) for leaf in leaves for device in leaf.devices()}))
         return f"Pipeline({self.name!r}, {width}x{height} pixels, {self.definition.dtype}, {stored} on {devices})"
@@ -433,6 +432,16 @@ class Pipeline:
 def _vae(given: str | Path | Part, local_files_only: bool) -> Part:
     part = as_part(given, "vae")
     return part._replace(local_files_only=local_files_only or part.local_files_only)
+
+
+def _placing(weights: str | None, mesh: Mesh | None) -> Callable[[Family], Place] | None:
+    """Choose how parameters are placed: as int8, over a mesh, or on the default device (None)."""
+    if weights is not None:
+        return lambda _: _as_int8
+    if mesh is None:
+        return None
+    checked = check_mesh(mesh)
+    return lambda family: placer(checked, family.splits)
 
 
 def _as_int8(path: Sequence[str | int], array: NDArray[Any]) -> Any:

@@ -19,8 +19,7 @@ from sdjax.generation import START_NOISE, Text, compiled, draw_noise
 from sdjax.generation.batch import Batch, Conditioning, Control, Known, seed_keys, stack_tables, start_state
 from sdjax.inputs import Steering
 from sdjax.loading import Checkpoint, load_controlnet
-from sdjax.models import AddedConditioning, Definition, Params, timestep_embedding
-from sdjax.models.unet import SPLITS
+from sdjax.models import Definition, Params
 from sdjax.prompts import text_inputs
 from sdjax.requests import Request
 
@@ -69,16 +68,14 @@ def with_controlnets(weights: Weights, controls: Sequence[Steering]) -> Weights:
         return weights
     definition, params, key = weights
     named, trees = [], {}
-    place = placer(mesh_of(params), SPLITS)
+    place = placer(mesh_of(params), definition.family.splits)
     for i, control in enumerate(controls):
-        unet = definition.unet_config
-        net, tree, config = load_controlnet(control.model, like=unet, dtype=definition.dtype, place=place)
-        for field in ("block_out_channels", "layers_per_block", "cross_attention_dim"):
-            ours, theirs = getattr(unet, field), getattr(config.unet, field)
-            if ours != theirs:
-                raise RequestError(
-                    f"{control.model.source} is for another model: its {field} is {theirs}, this one's {ours}"
-                )
+        denoiser = definition.denoiser.config
+        net, tree, config = load_controlnet(
+            control.model, like=denoiser, dtype=definition.dtype, target=definition.target, place=place
+        )
+        if reason := config.misfit(denoiser):
+            raise RequestError(f"{control.model.source} is for another model: {reason}")
         named.append((f"controlnet_{i}", net))
         trees[f"controlnet_{i}"] = tree
     # A folder that has not changed gives the same tree, which lives as long as the drawings that have it.
@@ -116,7 +113,6 @@ def prepare(checkpoint: Checkpoint, weights: Weights, request: Request) -> Drawi
 def _pictures(definition: Definition, params: Params, request: Request, noise: Array) -> tuple[Known, Array, Array]:
     """What inpainting keeps, what an inpainting UNet sees, and the latents that the walk starts over."""
     shape = (len(request.seeds), *request.latent_shape)
-    inpaints = definition.unet_config.in_channels != definition.vae_config.latent_channels
     # Made by NumPy, like all that is not worth a compiled program of its own.
     nothing = jax.device_put(np.zeros(shape, np.float32))
     everything = jax.device_put(np.ones((*shape[:3], 1), np.float32))
@@ -129,7 +125,7 @@ def _pictures(definition: Definition, params: Params, request: Request, noise: A
         return Known(everything, nothing, nothing), unseen, latents
     masks = np.stack([entry.mask for entry in request.canvases])
     factor = definition.vae_config.factor
-    if inpaints:
+    if definition.inpaints:
         # These UNets were trained on pictures greyed out under masks of zeros and ones.
         hard = (masks >= 0.5).astype(np.float32)
         grey = np.where(hard[..., None] > 0, np.float32(0.5), pixels)
@@ -153,31 +149,22 @@ def _conditioning(
     keys: Array,
 ) -> Conditioning:
     batch = len(request.seeds)
-    embedded = definition.unet_config.time_cond_proj_dim
-    # A UNet that was distilled for guidance hears the scale, and needs no second call to be guided.
-    guided = request.guidance_scale > 1 and embedded is None
+    guided = request.guidance_scale > 1 and not definition.denoiser_config.embeds_guidance
     text = _text(checkpoint, definition, params, request, guided)
     scale = request.guidance_scale
     weights = np.array([[1 - scale], [scale]] if guided else [[1.0]], np.float32).repeat(batch, axis=1)
-    condition = None
-    if embedded is not None:
-        told = jax.device_put(np.full(batch, 1000 * (scale - 1), np.float32))
-        condition = timestep_embedding(told, embedded, flip_sin_to_cos=False, freq_shift=1)[None]
     return Conditioning(
         context=text.context,
         weights=jax.device_put(weights),
         keys=keys,
         extra=extra,
-        added=None
-        if text.pooled is None
-        else AddedConditioning(text.pooled, _time_ids(definition, request, text.pooled)),
+        added=definition.family.added(definition.denoiser_config, text, request.conditions),
         rescale=jax.device_put(np.full(batch, request.guidance_rescale, np.float32)),
         known=known,
         controls=tuple(
             _control(checkpoint, control, request, guided, feature_maps)
             for control, feature_maps in zip(request.controls, _feature_maps(definition), strict=True)
         ),
-        timestep_condition=condition,
     )
 
 
@@ -192,27 +179,14 @@ def _text(checkpoint: Checkpoint, definition: Definition, params: Params, reques
     skipped = np.array([0, request.reading.clip_skip or 0], np.int32)[-len(words) // batch :, None].repeat(batch, 1)
     definition = replace(definition, controlnets=())
     text: Text = compiled.encode_prompt(definition, params, tokens, inputs.vectors, skipped)
-    if checkpoint.configs["model_index"].get("force_zeros_for_empty_prompt", definition.is_xl):
+    if checkpoint.configs["model_index"].get("force_zeros_for_empty_prompt", definition.family.zeroes_empty_prompts):
         said = np.array([prompt is not None for prompt in prompts], np.float32).reshape(-1, batch)
         text = jax.tree.map(lambda x: x * said.reshape(*said.shape, *[1] * (x.ndim - 2)).astype(x.dtype), text)
     return text
 
 
-def _time_ids(definition: Definition, request: Request, pooled: Array) -> Array:
-    """SDXL's micro-conditioning, (guidance, batch, 6), or the refiner's, 5."""
-    config = definition.unet_config
-    count = ((config.projection_input_dim or 0) - pooled.shape[-1]) // (config.addition_time_embed_dim or 1)
-    kind = {6: "base", 5: "refiner"}.get(count)
-    if kind is None:
-        raise RequestError(f"the UNet reads {count} time ids, and only SDXL's 6 and its refiner's 5 are known")
-    ids = np.array([side[kind] for side in request.time_ids], np.float32)[-pooled.shape[0] :, None]
-    placed: Array = jax.device_put(np.broadcast_to(ids, (*pooled.shape[:2], count)))
-    return placed
-
-
 def _feature_maps(definition: Definition) -> list[int]:
-    layers = definition.unet_config.layers_per_block
-    return [1 + sum(layers) + len(layers) for _ in definition.controlnets]
+    return [net.config.feature_maps for _, net in definition.controlnets]
 
 
 def _control(checkpoint: Checkpoint, control: Steering, request: Request, guided: bool, feature_maps: int) -> Control:

@@ -15,6 +15,7 @@ from sdjax.checks import finite, pair, share, whole
 from sdjax.errors import RequestError, Warn
 from sdjax.inputs import Steering, canvases_of, controls_of, size_of, tile_of
 from sdjax.loading import Checkpoint, checked_loras, find_adapter
+from sdjax.models import Conditions
 from sdjax.prompts import LoraTag, Reading, check_prompts, reading, take_tags
 from sdjax.schedulers import Schedule, begin_step, default_sampler, replaced_sampler, table
 from sdjax.seeds import seeds_of
@@ -83,7 +84,7 @@ class Request:
         loras: adapters and their weights.
         controls: what ControlNets see.
         tile: side in latents of the autoencoder's tiles, or None where it takes a picture whole.
-        time_ids: SDXL's micro-conditioning without and with the prompt; cut to the length that the model reads.
+        conditions: of the denoiser, beside its text.
         output: of `OUTPUTS`.
         settings: what was asked for, as written into the picture's metadata.
         warnings: what was replaced, cut or ignored, or what the model does not know, a line each.
@@ -107,7 +108,7 @@ class Request:
     loras: tuple[tuple[Path, float], ...]
     controls: tuple[Steering, ...]
     tile: int | None
-    time_ids: tuple[Mapping[str, tuple[float, ...]], ...]
+    conditions: Conditions
     output: str
     settings: Mapping[str, Any]
     warnings: tuple[str, ...]
@@ -180,7 +181,7 @@ def resolve(
         loras=loras,
         controls=controls_of(given.get("control", ()), (width, height), warn=notes.append),
         tile=tile_of(definition, given.get("tiling"), (width, height), warn=notes.append),
-        time_ids=_time_ids(given, (height, width)),
+        conditions=_conditions(given, guidance_scale, (height, width)),
         output=output,
         settings=MappingProxyType(
             {
@@ -241,8 +242,8 @@ def _adapter(tag: LoraTag, folder: str | Path | None, *, warn: Warn) -> list[tup
 def _walk(checkpoint: Checkpoint, given: Settings, sampler: str, strength: float) -> tuple[Schedule, int, int]:
     """The sampler's table, the row where this walk enters it, and the one where it leaves."""
     steps, schedule = given["steps"], given.get("schedule")
-    if schedule == "ays" and checkpoint.definition.is_xl:
-        schedule = "ays_xl"
+    if schedule == "ays":
+        schedule = checkpoint.definition.family.ays
     start, end = (given.get(name) for name in ("denoising_start", "denoising_end"))
 
     def made(begin: int) -> Schedule:
@@ -288,15 +289,17 @@ def _part(walk: Schedule, train_timesteps: int, start: object, end: object) -> t
     return bounds[0], bounds[1]
 
 
-def _time_ids(given: Settings, size: tuple[int, int]) -> tuple[Mapping[str, tuple[float, ...]], ...]:
-    original = pair("original_size", given.get("original_size") or size)
-    crop = pair("crop", given.get("crop", (0, 0)))
-    target = pair("target_size", given.get("target_size") or size)
-    scores = (
-        finite("negative_aesthetic_score", given.get("negative_aesthetic_score", 2.5)),
-        finite("aesthetic_score", given.get("aesthetic_score", 6.0)),
+def _conditions(given: Settings, guidance_scale: float, size: tuple[int, int]) -> Conditions:
+    return Conditions(
+        guidance_scale=guidance_scale,
+        original_size=pair("original_size", given.get("original_size") or size),
+        crop=pair("crop", given.get("crop", (0, 0))),
+        target_size=pair("target_size", given.get("target_size") or size),
+        aesthetic_scores=(
+            finite("negative_aesthetic_score", given.get("negative_aesthetic_score", 2.5)),
+            finite("aesthetic_score", given.get("aesthetic_score", 6.0)),
+        ),
     )
-    return tuple({"base": (*original, *crop, *target), "refiner": (*original, *crop, score)} for score in scores)
 
 
 def _prompts(name: str, given: object) -> list[str]:

@@ -20,6 +20,8 @@ from sdjax.devices.target import local_target
 from sdjax.devices.xla_flags import set_flags
 from sdjax.measuring import peak_bytes_of_children
 from sdjax.models import (
+    SD,
+    SDXL,
     VAE,
     CLIPText,
     CLIPTextConfig,
@@ -86,7 +88,8 @@ def build(case: Case, *parts: str) -> tuple[Definition, Any]:
         if name in parts or (name in sizes.text_encoders and "text" in parts):
             params[name] = shapes
     definition = Definition(
-        unet=definitions["unet"],
+        family=SDXL if sizes.unet.get("addition_embed_type") else SD,
+        denoiser=definitions["unet"],
         vae=definitions["vae"],
         text_encoders=tuple((name, definitions[name]) for name in sizes.text_encoders),
         dtype=dtype,
@@ -117,7 +120,7 @@ def _plain_unet(definition: Definition, inputs: Inputs, params: Any) -> Any:
     rows = cond.context.shape[0] * cond.context.shape[1]
     sample = jnp.broadcast_to(latents[:1], (rows, *latents.shape[1:]))
     context, added = jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), (cond.context, cond.added))
-    return bind(definition.unet, params["unet"])(sample, jnp.full(rows, bench.TIMESTEP), context, added)
+    return bind(definition.denoiser, params["unet"])(sample, jnp.full(rows, bench.TIMESTEP), context, added)
 
 
 def _plain_decoder(definition: Definition, inputs: Inputs, params: Any) -> Any:

@@ -12,7 +12,8 @@ from sdjax.generation.autoencoder import PIXELS_AT_ONCE, decode, encode
 from sdjax.generation.batch import Batch, Conditioning, Control, Known, Table, put_row, stack_tables, start_state
 from sdjax.generation.loop import denoise
 from sdjax.generation.noise import START_NOISE, draw_noise
-from sdjax.generation.text import Text, Tokens, encode_prompt
+from sdjax.generation.text import Tokens, encode_prompt
+from sdjax.models import Text
 
 __all__ = [
     "PIXELS_AT_ONCE",

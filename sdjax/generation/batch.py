@@ -1,7 +1,7 @@
 """A batch as data: what steers each of its rows, the samplers' tables side by side, and the state that walks them."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,6 @@ from jax import Array
 from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
-from sdjax.models import AddedConditioning
 from sdjax.schedulers import HISTORY, Schedule
 
 
@@ -49,22 +48,20 @@ class Conditioning(NamedTuple):
     weights: (guidance, batch) float32: a row's output is the weighted sum, [1 - scale, scale], or [1].
     keys: (batch, 2) uint32, Threefry keys from which a row's noise is drawn, by step.
     extra: (batch, height, width, in_channels - latent channels): what an inpainting UNet sees beside the latents.
-    added: SDXL's pooled text and time ids, each (guidance, batch, channels), else None.
+    added: what the denoiser's family adds, a tree of (guidance, batch, ...), or None: see `Family.added`.
     rescale: (batch,) float32, how far to bring the guided output back to the spread of the one with the prompt.
     known: what inpainting keeps.
     controls: one entry for each of the definition's ControlNets.
-    timestep_condition: (guidance, batch, channels) for UNets that were distilled for an embedded guidance scale.
     """
 
     context: Array
     weights: Array
     keys: Array
     extra: Array
-    added: AddedConditioning | None = None
+    added: Any = None
     rescale: Array | None = None
     known: Known | None = None
     controls: tuple[Control, ...] = ()
-    timestep_condition: Array | None = None
 
 
 class Table(NamedTuple):
@@ -119,10 +116,7 @@ def put_row(batch: Batch, slot: ArrayLike, source: Batch, row: ArrayLike) -> Bat
 def batch_axes(batch: Batch) -> Batch:
     """Which axis of each array counts the rows of the batch: the one after guidance, where there is guidance."""
     axes = jax.tree.map(lambda _: 0, batch)
-    behind = {
-        name: jax.tree.map(lambda _: 1, getattr(batch.cond, name))
-        for name in ("context", "weights", "added", "timestep_condition")
-    }
+    behind = {name: jax.tree.map(lambda _: 1, getattr(batch.cond, name)) for name in ("context", "weights", "added")}
     controls = tuple(control._replace(scale=1) for control in axes.cond.controls)
     marked: Batch = axes._replace(cond=axes.cond._replace(**behind, controls=controls))
     return marked

@@ -31,7 +31,7 @@ encode_prompt = jit_rows(
 denoise = jit_rows(
     loop.denoise,
     lambda *batch: tuple(batch_axes(Batch(*batch))),
-    reads=lambda definition: ["unet", *(name for name, _ in definition.controlnets)],
+    reads=lambda definition: definition.networks,
     at_once=denoised_at_once,
     static_argnames=("guidance_axis",),
     donated=(1,),

@@ -1,6 +1,6 @@
-"""One call of the denoiser in the loop: the UNet and its ControlNets, with classifier-free guidance.
+"""One call of the denoiser in the loop, with its ControlNets and classifier-free guidance.
 
-Guidance is an axis: a row's two outputs, without and with its prompt, are one call of the UNet and one weighted sum.
+Guidance is an axis: a row's two outputs, without and with its prompt, are one call and one weighted sum.
 """
 
 from collections.abc import Callable
@@ -37,7 +37,6 @@ class _Still(NamedTuple):
 
     context: Array
     added: Any
-    timestep_condition: Array | None
     hints: list[tuple[Array, Array]]
     weights: Array
     rescale: Array | None
@@ -69,7 +68,7 @@ def stage_denoiser(
     """
 
     def networks(params: Params) -> dict[str, Any]:
-        return {name: params[name] for name in ("unet", *(name for name, _ in definition.controlnets))}
+        return {name: params[name] for name in definition.networks}
 
     batch = shape[:1]
     unmoved = jnp.zeros(batch, jnp.int32), jnp.broadcast_to(jnp.float32(0), shape), jnp.zeros(batch, jnp.float32)
@@ -100,11 +99,11 @@ def stage_denoiser(
 
 
 def _guided(definition: Definition, guidance_axis: str | None, networks: Any, still: _Still, moving: _Moving) -> Array:
-    """Call the UNet with and without the prompt, and weigh the two: (rows, height, width, channels) float32."""
+    """Call the denoiser with and without the prompt, and weigh the two: (rows, height, width, channels) float32."""
     halves = still.weights.shape[1]
     both = partial(_for_each_half, halves)
     sample, timesteps = both(moving.sample), both(moving.timesteps)
-    context, added, condition = jax.tree.map(_merged, (still.context, still.added, still.timestep_condition))
+    context, added = jax.tree.map(_merged, (still.context, still.added))
     residuals: list[Array] | None = None
     for (name, net), (image, falloff), scale in zip(definition.controlnets, still.hints, moving.scales, strict=True):
         model = bind(net, networks[name])
@@ -113,8 +112,8 @@ def _guided(definition: Definition, guidance_axis: str | None, networks: Any, st
         scales = _merged(scale)[:, None] * both(falloff)
         maps = [per_image(scales[:, k]) * x for k, x in enumerate(maps)]
         residuals = maps if residuals is None else [a + b for a, b in zip(residuals, maps, strict=True)]
-    unet = bind(definition.unet, networks["unet"])
-    output: Array = unet(sample, timesteps, context, added, condition, residuals)
+    denoiser = bind(definition.denoiser, networks[definition.family.component])
+    output: Array = denoiser(sample, timesteps, context, added, residuals)
     output = output.reshape(halves, -1, *output.shape[1:]).astype(jnp.float32)
     guided: Array = (per_image(still.weights.swapaxes(0, 1)) * output).sum(0)
     spread = output[-1].std((1, 2, 3), keepdims=True)
@@ -126,10 +125,9 @@ def _guided(definition: Definition, guidance_axis: str | None, networks: Any, st
 
 
 def _still(cond: Conditioning) -> _Still:
-    texts = (cond.context, cond.added, cond.timestep_condition, cond.weights)
-    context, added, condition, weights = jax.tree.map(lambda x: x.swapaxes(0, 1), texts)
+    context, added, weights = jax.tree.map(lambda x: x.swapaxes(0, 1), (cond.context, cond.added, cond.weights))
     hints = [(control.image, control.falloff) for control in cond.controls]
-    return _Still(context, added, condition, hints, weights, cond.rescale)
+    return _Still(context, added, hints, weights, cond.rescale)
 
 
 def _moving(cond: Conditioning, index: Array, latents: Array, timesteps: Array) -> _Moving:

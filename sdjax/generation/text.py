@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sdjax.devices.rows import one_at_a_time
 from sdjax.devices.target import precision
-from sdjax.models import CLIPText, Definition, Params, bind
+from sdjax.models import Definition, Params, Text, TextPart, bind
 
 MOST_RESCALED = 10.0
 """How far weights may change the scale of a prompt's hidden states, up or down, and have it restored."""
@@ -27,13 +27,6 @@ class Tokens(NamedTuple):
 
     ids: Array | NDArray[np.int32]
     weights: Array | NDArray[np.float32]
-
-
-class Text(NamedTuple):
-    """Encoded prompts: `context` (..., tokens, channels), and SDXL's `pooled` (..., channels), else None."""
-
-    context: Array
-    pooled: Array | None
 
 
 def encode_prompt(
@@ -54,34 +47,34 @@ def encode_prompt(
             AUTOMATIC1111's 2), less than the encoder has. Out of range it would be clamped without a word.
 
     Returns:
-        The context of a prompt's chunks, one after the other: (..., chunks * length, channels). SD 1 and 2: the last
-        hidden state that is not left out, normalised. SDXL: the one before it, of all encoders side by side and not
-        normalised, and the last encoder's pooled vector of the first chunk, which `clip_skip` and weights leave alone.
+        The text as the family joins it, the context of a prompt's chunks one after the other: (..., chunks * length,
+        channels). Pooled vectors are of the first chunk; `clip_skip` and weights do not change them.
     """
-    states, pooled = [], None
+    states, pooled = [], []
     with precision(definition.dtype):
         for i, ((name, encoder), given) in enumerate(zip(definition.text_encoders, tokens, strict=True)):
             ids, weights = jnp.asarray(given.ids), jnp.asarray(given.weights)
             *prompts, chunks, length = ids.shape
             skipped = jnp.broadcast_to(jnp.asarray(clip_skip, jnp.int32)[..., None], (*prompts, chunks))
             learned = None if vectors is None else jnp.asarray(vectors[i])
-            read = partial(_read_chunks, bind(encoder, params[name]), learned, definition.is_xl)
+            part = next(part for part in definition.family.texts if part.component == name)
+            read = partial(_read_chunks, bind(encoder, params[name]), learned, part)
             rows = ids.reshape(-1, length), weights.reshape(-1, length), skipped.reshape(-1)
             hidden, at_end = one_at_a_time(read, rows, definition.target)
             states.append(hidden.reshape(*prompts, chunks * length, -1))
-            pooled = at_end.reshape(*prompts, chunks, -1)[..., 0, :]
-    return Text(jnp.concatenate(states, axis=-1), pooled if definition.is_xl else None)
+            pooled.append(at_end.reshape(*prompts, chunks, -1)[..., 0, :])
+    return definition.family.join_texts(states, pooled)
 
 
 def _read_chunks(
-    model: CLIPText, vectors: Array | None, is_xl: bool, rows: tuple[Array, Array, Array]
+    model: Any, vectors: Array | None, part: TextPart, rows: tuple[Array, Array, Array]
 ) -> tuple[Array, Array]:
     """Encode chunks, (batch, length) ids and weights and (batch,) `clip_skip`: weighted states, and pooled vectors."""
     ids, weights, clip_skip = rows
     encoding = model(ids, vectors)
     states = jnp.stack(encoding.hidden_states)
-    chosen = states[len(states) - 1 - is_xl - clip_skip, jnp.arange(len(ids))]
-    return _weigh(chosen if is_xl else model.final_norm(chosen), weights), encoding.pooled
+    chosen = states[len(states) - 1 - part.skipped_layers - clip_skip, jnp.arange(len(ids))]
+    return _weigh(model.final_norm(chosen) if part.normalises else chosen, weights), encoding.pooled
 
 
 def _weigh(hidden: Array, weights: Array) -> Array:

@@ -1,5 +1,6 @@
 """Checkpoints: found, read into a definition and immutable parameters, and written back."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -22,6 +23,7 @@ from sdjax.loading.source import cached, locate
 from sdjax.loading.textual_inversion import Embedding, load_embedding
 from sdjax.loading.tokenizer import ClipTokenizer
 from sdjax.loading.weights import Place
+from sdjax.models import Family
 from sdjax.schedulers.config import PredictionType
 
 __all__ = [
@@ -56,7 +58,7 @@ def load(
     local_files_only: bool = False,
     prediction_type: str | None = None,
     vae: Part | None = None,
-    place: Place | None = None,
+    placing: Callable[[Family], Place] | None = None,
 ) -> Checkpoint:
     """Load a folder in diffusers layout, a file in the original layout, or a repository on the hub.
 
@@ -69,7 +71,8 @@ def load(
         prediction_type: what the network predicts: "epsilon", "v_prediction" or "sample", over all that the checkpoint
             says; None goes by the folder's scheduler config, and in a file by the rules of `single_file`.
         vae: an autoencoder in the place of the checkpoint's own; None takes that.
-        place: puts a parameter, by its path in the whole, on its device or devices; the default device without it.
+        placing: makes, for the checkpoint's family, the function that places a parameter by its path in the whole;
+            None takes the default device.
 
     Raises:
         CheckpointError: with what is missing or does not fit.
@@ -85,4 +88,4 @@ def load(
         raise CheckpointError(f"{path} is one file, and variant={variant!r} picks among those of a folder")
     else:
         parts = read_file(path, prediction_type=prediction_type)
-    return assemble(parts if vae is None else with_vae(parts, vae), dtype=dtype, place=place)
+    return assemble(parts if vae is None else with_vae(parts, vae), dtype=dtype, placing=placing)

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 from jax.typing import DTypeLike
 
+from sdjax.devices.target import Target
 from sdjax.errors import CheckpointError
 from sdjax.loading.folder import read_json
 from sdjax.loading.original_unet import unet_tensors
@@ -28,7 +29,7 @@ HINT = "controlnet_cond_embedding"
 
 
 def load_controlnet(
-    part: Part, *, like: UNetConfig, dtype: DTypeLike, place: Place
+    part: Part, *, like: UNetConfig, dtype: DTypeLike, target: Target, place: Place
 ) -> tuple[Any, Params, ControlNetConfig]:
     """Load a ControlNet; the same files, unchanged, are not read again for an equal `place`.
 
@@ -36,6 +37,7 @@ def load_controlnet(
         part: where it lies.
         like: the sizes of the UNet that it steers, for what a file without a config does not show.
         dtype: of parameters and arithmetic.
+        target: the kind of device that it is for.
         place: puts a leaf, whose path begins with "controlnet", on its device or devices; hashable.
 
     Returns:
@@ -48,12 +50,12 @@ def load_controlnet(
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     stamps = tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
     found = Part(path.resolve(), part.variant)
-    return _load(found, stamps, like, jax.numpy.dtype(dtype).name, place)
+    return _load(found, stamps, like, jax.numpy.dtype(dtype).name, target, place)
 
 
 @lru_cache(maxsize=KEPT)
 def _load(
-    part: Part, _stamps: tuple[Any, ...], like: UNetConfig, dtype: str, place: Place
+    part: Part, _stamps: tuple[Any, ...], like: UNetConfig, dtype: str, target: Target, place: Place
 ) -> tuple[Any, Params, ControlNetConfig]:
     where, tensors, config_file = read_part(part, "controlnet")
     tensors = {name.removeprefix(ORIGINAL): tensor for name, tensor in tensors.items()}
@@ -64,7 +66,7 @@ def _load(
         config = ControlNetConfig.from_dict(read_json(config_file)) if config_file else _inferred(tensors, like, where)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{where}: {error}") from error
-    definition, shapes = define(ControlNet, config, dtype=dtype, param_dtype=dtype)
+    definition, shapes = define(ControlNet, config, dtype=dtype, param_dtype=dtype, target=target)
     params = fill(shapes, tensors, component=where, place=lambda path, array: place(("controlnet", *path), array))
     return definition, params, config
 

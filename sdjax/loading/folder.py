@@ -10,13 +10,14 @@ from sdjax.loading.checkpoint import TEXT_ENCODERS, Parts
 from sdjax.loading.passengers import without_passengers
 from sdjax.loading.tokenizer import load_tokenizer
 from sdjax.loading.weights import Tensor, find_tensors
+from sdjax.models import FAMILIES
 
+DENOISERS = tuple(dict.fromkeys(family.component for family in FAMILIES.values()))
 STEMS = {
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
-    "text_encoder_2": "model",
+    **dict.fromkeys((*DENOISERS, "vae"), "diffusion_pytorch_model"),
+    **dict.fromkeys(TEXT_ENCODERS, "model"),
 }
+"""The name of each component's weight files, without its end."""
 TEXT_MODELS = ("CLIPTextModel", "CLIPTextModelWithProjection")
 OLD_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -39,11 +40,11 @@ def read_folder(folder: Path, *, variant: str | None, prediction_type: str | Non
     index = read_json(folder / "model_index.json")
     # A component that the pipeline does without is listed as [null, null].
     present = [name for name in STEMS if (index.get(name) or [None])[0] is not None]
-    for name in ("unet", "vae"):
-        if name not in present:
+    for needed in (DENOISERS, ("vae",)):
+        if not set(needed) & set(present):
             raise CheckpointError(
-                f"{folder} has no {name}: its model_index.json lists {index.get(name)!r} for it"
-                f" (it is a {index.get('_class_name')})"
+                f"{folder} has no {' or '.join(needed)}: its model_index.json lists "
+                f"{', '.join(repr(index.get(name)) for name in needed)} for it (it is a {index.get('_class_name')})"
             )
     configs: dict[str, dict[str, Any]] = {name: read_json(folder / name / "config.json") for name in present}
     for name in TEXT_ENCODERS.keys() & configs.keys():

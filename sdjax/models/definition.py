@@ -14,11 +14,9 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from sdjax.devices.target import Target, local_target
-from sdjax.models.clip import CLIPText
-from sdjax.models.controlnet import ControlNet
+from sdjax.models.family import DenoiserConfig, Family
 from sdjax.models.kernels import Forms, forms_for
 from sdjax.models.quantised import dequantised
-from sdjax.models.unet import UNet, UNetConfig
 from sdjax.models.vae import VAE, VAEConfig
 
 Params: TypeAlias = FrozenDict[Any, Any]
@@ -119,20 +117,22 @@ class Definition:
     """A whole checkpoint without its weights: static, hashable, equal for equal checkpoints.
 
     Attributes:
-        unet: the denoiser.
-        vae: the autoencoder.
-        text_encoders: each encoder's name in `params`, and itself, in the order in which the UNet reads them.
+        family: how its parts work together.
+        denoiser: under `family.component` in `params`.
+        vae: the autoencoder, under "vae".
+        text_encoders: each encoder's name in `params`, and itself, in the order of `family.texts`.
         dtype: of the denoiser's arithmetic.
         target: the kind of device that its programs are traced for.
         controlnets: each ControlNet's name in `params`, and itself.
     """
 
-    unet: Architecture[UNet]
+    family: Family
+    denoiser: Architecture[Any]
     vae: Architecture[VAE]
-    text_encoders: tuple[tuple[str, Architecture[CLIPText]], ...]
+    text_encoders: tuple[tuple[str, Architecture[Any]], ...]
     dtype: str
     target: Target
-    controlnets: tuple[tuple[str, Architecture[ControlNet]], ...] = ()
+    controlnets: tuple[tuple[str, Architecture[Any]], ...] = ()
 
     def on(self, target: Target) -> "Definition":
         """The same models for another kind of device."""
@@ -146,16 +146,21 @@ class Definition:
 
         return replace(
             self,
-            unet=replace(self.unet, forms=forms),
+            denoiser=replace(self.denoiser, forms=forms),
             vae=replace(self.vae, forms=forms),
             text_encoders=moved(self.text_encoders),
             controlnets=moved(self.controlnets),
         )
 
     @property
-    def unet_config(self) -> UNetConfig:
+    def networks(self) -> tuple[str, ...]:
+        """Names in `params` of the denoiser and its ControlNets."""
+        return self.family.component, *(name for name, _ in self.controlnets)
+
+    @property
+    def denoiser_config(self) -> DenoiserConfig:
         """The denoiser's sizes."""
-        config: UNetConfig = self.unet.config
+        config: DenoiserConfig = self.denoiser.config
         return config
 
     @property
@@ -165,12 +170,17 @@ class Definition:
         return config
 
     @property
-    def native_size(self) -> tuple[int, int]:
-        """(width, height) in pixels of the pictures that it was trained on."""
-        height, width = (side * self.vae_config.factor for side in self.unet_config.sample_sides)
-        return width, height
+    def multiple(self) -> int:
+        """Number of pixels that divides the sides of its pictures."""
+        return self.vae_config.factor * self.denoiser_config.patch
 
     @property
-    def is_xl(self) -> bool:
-        """Whether the UNet also hears pooled text and time ids, as SDXL's does."""
-        return self.unet_config.projection_input_dim is not None
+    def native_size(self) -> tuple[int, int]:
+        """Width and height in pixels of the pictures that it was trained on."""
+        height, width = self.denoiser_config.native_size
+        return width * self.vae_config.factor, height * self.vae_config.factor
+
+    @property
+    def inpaints(self) -> bool:
+        """Whether the denoiser sees a mask and masked latents beside the latents, and does nothing but inpaint."""
+        return self.denoiser_config.in_channels != self.vae_config.latent_channels

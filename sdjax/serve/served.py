@@ -71,7 +71,6 @@ def served_model(pipe: "Pipeline", sd_version: str | None) -> ServedModel:
     """Describe a loaded pipeline; `sd_version` says what its weights are, where a path doesn't."""
     variant = VARIANTS[SD_VERSIONS[sd_version]] if sd_version else None
     known = VARIANTS.get(pipe.name)
-    unet, vae = pipe.definition.unet_config, pipe.definition.vae_config
     native = pipe.definition.native_size
     names = {pipe.name, sd_version, SD_VERSIONS.get(sd_version or ""), variant and variant.source}
     names.add(known.source if known else None)
@@ -83,7 +82,7 @@ def served_model(pipe: "Pipeline", sd_version: str | None) -> ServedModel:
         sampler=default_sampler(pipe.checkpoint.scheduler),
         size=max(native),
         native_size=native,
-        needs_mask=unet.in_channels == 2 * vae.latent_channels + 1,
+        needs_mask=pipe.definition.inpaints,
         check=partial(_check, pipe),
     )
 

@@ -17,7 +17,6 @@ def foreseen(pipe: Pipeline, sizes: Sequence[tuple[int, int]]) -> Iterator[Row]:
         pipe: draws them.
         sizes: (width, height) in pixels.
     """
-    inpaints = pipe.definition.unet_config.in_channels != pipe.definition.vae_config.latent_channels
     for width, height in sizes:
         painted: dict[str, Any] = {
             "image": Image.new("RGB", (width, height), "gray"),
@@ -25,7 +24,7 @@ def foreseen(pipe: Pipeline, sizes: Sequence[tuple[int, int]]) -> Iterator[Row]:
             "strength": 1.0,
         }
         for guidance_scale in (0.0, 2.0):
-            for given in [painted] if inpaints else [painted, {}]:
+            for given in [painted] if pipe.definition.inpaints else [painted, {}]:
                 request = pipe.resolve(
                     "", "", guidance_scale=guidance_scale, steps=2, seed=0, width=width, height=height, **given
                 )

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 import sdjax
 from sdjax.devices.sharding import check_mesh, make_mesh, param_sharding
 from sdjax.errors import RequestError
-from sdjax.models.unet import SPLITS
+from sdjax.models.unet.families import SPLITS
 from tests.loading.lora_files import ATTENTION, kohya, random_layers
 from tests.parity.reference import channels_first, channels_last, pipeline
 

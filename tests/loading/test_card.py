@@ -21,7 +21,7 @@ def folder_with(card, folder):
 
 def drawn(pipe):
     inputs = {}
-    if pipe.definition.unet_config.in_channels == 9:
+    if pipe.definition.denoiser_config.in_channels == 9:
         inputs = {"image": np.full((16, 16, 3), 99, np.uint8), "mask": np.ones((16, 16))}
     return pipe("a red circle", "a star", seed=1, steps=2, width=16, height=16, output="latents", **inputs).images
 
@@ -47,7 +47,7 @@ def test_a_model_from_one_file_draws_the_same_after_it_is_saved(name, layouts, t
 
 
 def _canvas(pipe):
-    inpaints = pipe.definition.unet_config.in_channels == 9
+    inpaints = pipe.definition.denoiser_config.in_channels == 9
     return {"image": np.zeros((16, 16, 3), np.uint8), "mask": np.ones((16, 16))} if inpaints else {}
 
 

@@ -48,7 +48,7 @@ def loaded(unet, source):
     like = UNetConfig.from_dict(dict(unet.config))
     _, params, config = load_controlnet(source, like=like, dtype="float32", place=lambda _, array: array)
     # The size that it was trained on is not a part of what it computes.
-    config = replace(config, unet=replace(config.unet, sample_sides=(1, 1)))
+    config = replace(config, unet=replace(config.unet, native_size=(1, 1)))
     return {name: np.asarray(tensor) for name, tensor in tensors_of(params).items()}, config
 
 

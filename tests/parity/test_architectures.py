@@ -49,7 +49,7 @@ def test_text_embeddings_agree(both):
 def test_one_unet_call_agrees(both, size):
     reference, pipe = both
     rng = np.random.default_rng(1)
-    sample = rng.normal(size=(2, *size, pipe.definition.unet_config.in_channels)).astype(np.float32)
+    sample = rng.normal(size=(2, *size, pipe.definition.denoiser_config.in_channels)).astype(np.float32)
     timesteps = np.array([7.0, 981.5], np.float32)
     context, pooled = text_of(reference, PROMPTS)
     ids = rng.integers(0, 100, (2, 6)).astype(np.float32)
@@ -61,7 +61,7 @@ def test_one_unet_call_agrees(both, size):
             added_cond_kwargs=None if pooled is None else {"text_embeds": pooled, "time_ids": torch.from_numpy(ids)},
         ).sample
     added = None if pooled is None else AddedConditioning(pooled.numpy(), ids)
-    output = bind(pipe.definition.unet, pipe.params["unet"])(sample, timesteps, context.numpy(), added)
+    output = bind(pipe.definition.denoiser, pipe.params["unet"])(sample, timesteps, context.numpy(), added)
     np.testing.assert_allclose(output, channels_last(expected), atol=TOLERANCE, rtol=0)
 
 

@@ -62,7 +62,7 @@ def test_unet_agrees(both, forms):
     with torch.no_grad():
         expected = reference.unet(channels_first(sample), torch.from_numpy(timesteps), torch.from_numpy(context)).sample
     output = compiled(
-        lambda params: bind(replace(pipe.definition.unet, forms=forms), params)(sample, timesteps, context)
+        lambda params: bind(replace(pipe.definition.denoiser, forms=forms), params)(sample, timesteps, context)
     )(pipe.params["unet"])
     np.testing.assert_allclose(output, channels_last(expected), atol=TOLERANCE, rtol=0)
 

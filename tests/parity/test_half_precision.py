@@ -40,9 +40,9 @@ def test_in_bfloat16_a_unet_strays_from_float32_no_further_than_pytorchs(both, c
         exact = channels_last(reference.unet(*inputs).sample)
         half = copy.deepcopy(reference.unet).bfloat16()
         theirs = channels_last(half(*(x.bfloat16() for x in inputs)).sample.float())
-    ours = jax.jit(lambda params: bind(replace(pipe.definition.unet, forms=forms), params)(sample, timesteps, context))(
-        pipe.params["unet"]
-    )
+    ours = jax.jit(
+        lambda params: bind(replace(pipe.definition.denoiser, forms=forms), params)(sample, timesteps, context)
+    )(pipe.params["unet"])
     assert rms(np.asarray(ours, np.float32) - exact) < 1.2 * rms(theirs - exact)
 
 

@@ -14,15 +14,8 @@ from typing_extensions import Unpack
 
 from sdjax.models.config import check_names, check_types
 from sdjax.models.layers import Conv, Setup, silu
-from sdjax.models.unet import (
-    AddedConditioning,
-    DownBlock,
-    MidBlock,
-    UNetConfig,
-    embed_time,
-    feature_maps,
-    time_layers,
-)
+from sdjax.models.unet.config import UNetConfig
+from sdjax.models.unet.unet import AddedConditioning, DownBlock, MidBlock, embed_time, feature_maps, time_layers
 
 
 @dataclass(frozen=True)
@@ -45,14 +38,17 @@ class ControlNetConfig:
         return self.unet.in_channels
 
     @property
-    def downscale(self) -> int:
-        """The picture's side over the latents' side."""
-        return int(2 ** (len(self.hint_channels) - 1))
-
-    @property
     def feature_maps(self) -> int:
         """How many it adds to."""
         return len(feature_maps(self.unet)) + 1
+
+    def misfit(self, denoiser: Any) -> str | None:
+        """Say why it can't condition a denoiser of this config; None where it can."""
+        for field in ("block_out_channels", "layers_per_block", "cross_attention_dim"):
+            theirs, ours = getattr(self.unet, field), getattr(denoiser, field, None)
+            if ours != theirs:
+                return f"its {field} is {theirs}, this one's {ours}"
+        return None
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "ControlNetConfig":
@@ -156,7 +152,7 @@ class ControlNet(nnx.Module):
             What to add to each feature map of the UNet's way down, and last to its lowest one.
         """
         sample, context = sample.astype(self.dtype), context.astype(self.dtype)
-        time = embed_time(self, self.config.unet, timesteps, added, None)
+        time = embed_time(self, self.config.unet, timesteps, added)
         x = self.conv_in(sample) + hint.astype(self.dtype)
         maps = [x]
         for block in self.down_blocks:
