@@ -74,10 +74,10 @@ def _read_chunks(
     encoding = model(ids, vectors)
     states = jnp.stack(encoding.hidden_states)
     chosen = states[len(states) - 1 - part.skipped_layers - clip_skip, jnp.arange(len(ids))]
-    return _weigh(model.final_norm(chosen) if part.normalises else chosen, weights), encoding.pooled
+    return weigh(model.final_norm(chosen) if part.normalises else chosen, weights), encoding.pooled
 
 
-def _weigh(hidden: Array, weights: Array) -> Array:
+def weigh(hidden: Array, weights: Array) -> Array:
     """Multiply hidden states by the weights of their tokens, then scale them so that their mean is as before.
 
     As AUTOMATIC1111 does, for each chunk of each encoder by itself (its mean is over all chunks of a batch, which would

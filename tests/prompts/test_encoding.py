@@ -134,7 +134,7 @@ def test_a_weight_of_one_gives_equal_bytes(both):
 
 def test_states_of_plain_prompts_are_not_touched_by_the_arithmetic_of_weights():
     states = np.random.default_rng(0).normal(0.3, 1, (2, 7, 5)).astype(np.float32)
-    weigh = jax.jit(sdjax.generation._weigh)
+    weigh = jax.jit(sdjax.generation.text.weigh)
     np.testing.assert_array_equal(weigh(states, np.ones((2, 7), np.float32)), states)
     half = states.astype(jax.numpy.bfloat16)
     np.testing.assert_array_equal(weigh(half, np.ones((2, 7), np.float32)), half)
@@ -150,7 +150,7 @@ def test_states_without_a_mean_are_weighted_and_not_scaled_by_noise():
     states = np.random.default_rng(0).normal(size=(1, 77, 64)).astype(np.float32)
     states -= states.mean(-1, keepdims=True)
     weights = np.linspace(0.5, 1.5, 77, dtype=np.float32)[None]
-    np.testing.assert_allclose(sdjax.generation._weigh(states, weights), states * weights[..., None], rtol=1e-6)
+    np.testing.assert_allclose(sdjax.generation.text.weigh(states, weights), states * weights[..., None], rtol=1e-6)
 
 
 def test_a_prompt_is_weighted_alike_beside_any_other(both):
