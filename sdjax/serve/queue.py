@@ -11,10 +11,11 @@ from typing import Any
 from anyio import to_thread
 from PIL import Image
 
-from sdjax.errors import SdjaxError
+from sdjax.errors import CheckpointError, SdjaxError
 from sdjax.limits import JOB_MULTIPLE, MAX_SIDE
 from sdjax.serve.buckets import bucket
 from sdjax.serve.decoder import Decoder
+from sdjax.serve.failures import without_paths
 from sdjax.serve.pictures import ORIENTATION, Given, Limits, PictureError, from_base64
 from sdjax.serve.problems import ProblemError, invalid, shown
 from sdjax.serve.schemas import ImageGeneration, ImageInpaint, ImageTransform, Lora
@@ -168,7 +169,9 @@ def resolved(
     try:
         request["warnings"] = list(model.check(request, pictures).warnings)
     except SdjaxError as error:
-        raise invalid(_field(str(error), request), str(error)) from None
+        of_adapter = isinstance(error, CheckpointError) and request["loras"]
+        message = without_paths(str(error), request)
+        raise invalid("loras" if of_adapter else _field(message, request), message) from None
     return request, blobs
 
 

@@ -3,6 +3,9 @@
 import pytest
 
 import sdjax
+from sdjax.serve.problems import ProblemError
+from sdjax.serve.queue import resolved
+from sdjax.serve.schemas import ImageGeneration
 from sdjax.serve.served import SD_VERSIONS, served_model
 from sdjax.variants import VARIANTS
 
@@ -33,3 +36,13 @@ def test_turbo_is_sdxl_turbo_as_in_the_original_worker(pipe):
     served = served_model(pipe, "turbo")
     assert {"turbo", "sdxl-turbo", "stabilityai/sdxl-turbo"} <= served.aliases
     assert "sd-turbo" not in served.aliases
+
+
+def test_an_adapter_whose_words_can_t_be_read_is_named_as_the_client_named_it(pipe, tmp_path):
+    (tmp_path / "style.safetensors").write_bytes(b"not a header")
+    asked = {"operation": "image_generation", "prompt": "a star", "loras": [{"path": "style.safetensors"}]}
+    with pytest.raises(ProblemError) as refused:
+        resolved(ImageGeneration(**asked), served_model(pipe, None), {}, tmp_path)
+    assert (refused.value.status, refused.value.field) == (422, "loras")
+    assert "style.safetensors is not a readable safetensors file" in refused.value.message
+    assert str(tmp_path) not in str(vars(refused.value))
