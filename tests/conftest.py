@@ -32,9 +32,9 @@ def pytest_fixture_setup(fixturedef):
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_call(item):
+def pytest_pyfunc_call(pyfuncitem):
     """Each test draws the same after any other one."""
-    seeds.begin(item.nodeid)
+    seeds.begin(pyfuncitem.nodeid)
 
 
 @pytest.fixture
