@@ -224,7 +224,7 @@ def _without_tags(
         text, tags = take_tags(negative or "", warn=warn)
         left.append(negative if negative is None else text)
         for tag in tags:
-            warn(f"{tag.text} is left out: an adapter belongs into the prompt, not into the negative prompt")
+            warn(f"{tag.text} is left out: an adapter belongs in the prompt, not in the negative prompt")
     return texts, left, found[0]
 
 

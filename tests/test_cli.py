@@ -350,3 +350,20 @@ def test_what_a_request_lacks_is_a_line_each_on_standard_error(here, capsys):
     assert len(cut) < 220
     assert all(line.startswith("sdjax: warning: ") for line in lines)
     assert len(lines) == len(set(lines)) == 3
+
+
+def test_an_adapter_that_a_prompt_names_is_drawn_with_and_is_in_the_pictures_parameters(here, capsys):
+    folder = Path(cli.__file__).parent / "bundled" / "loras"
+    shared = ["--steps", 2, "--seed", 1]
+    code, _, err = call(capsys, "generate", "a star <lora:outline:0.8>", "--lora-dir", folder, "-o", "a.png", *shared)
+    assert (code, err) == (0, "")
+    call(capsys, "generate", "a star", "--lora", f"{folder / 'outline.safetensors'}:0.8", "-o", "b.png", *shared)
+    call(capsys, "generate", "a star", "-o", "c.png", *shared)
+    named, given, plain = (np.asarray(Image.open(file)) for file in ("a.png", "b.png", "c.png"))
+    np.testing.assert_array_equal(named, given)
+    assert (named != plain).any()
+    _, out, _ = call(capsys, "inspect", "a.png", "--json")
+    assert "outline:0.8" in str(json.loads(out)["loras"])
+    code, _, err = call(capsys, "generate", "a star <lora:outlin:0.8>", "--lora-dir", folder, "-o", "d.png", *shared)
+    assert (code, err) == (0, "sdjax: warning: <lora:outlin:0.8> is left out: there is no adapter 'outlin'\n")
+    np.testing.assert_array_equal(np.asarray(Image.open("d.png")), plain)

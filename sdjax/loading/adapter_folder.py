@@ -26,7 +26,7 @@ def find_adapter(folder: Path, name: str) -> Path:
     try:
         root = folder.expanduser().resolve(strict=True)
     except (OSError, RuntimeError) as error:
-        raise RequestError(f"there is no adapter folder {str(folder)!r}") from error
+        raise RequestError("the folder of adapters is not there") from error
     for candidate in (root / path, root / f"{path}{SUFFIX}"):
         try:
             found = candidate.resolve(strict=True)

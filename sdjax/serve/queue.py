@@ -4,7 +4,7 @@ import hashlib
 import secrets
 import threading
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -12,13 +12,14 @@ from anyio import to_thread
 from PIL import Image
 
 from sdjax.errors import CheckpointError, SdjaxError
-from sdjax.limits import JOB_MULTIPLE, MAX_SIDE
+from sdjax.limits import JOB_LORAS, JOB_MULTIPLE, MAX_SIDE
+from sdjax.serve import adapters
 from sdjax.serve.buckets import bucket
 from sdjax.serve.decoder import Decoder
 from sdjax.serve.failures import without_paths
 from sdjax.serve.pictures import ORIENTATION, Given, Limits, PictureError, from_base64
 from sdjax.serve.problems import ProblemError, invalid, shown
-from sdjax.serve.schemas import ImageGeneration, ImageInpaint, ImageTransform, Lora
+from sdjax.serve.schemas import ImageGeneration, ImageInpaint, ImageTransform
 from sdjax.serve.served import ServedModel
 from sdjax.serve.store import Job, QueueFullError, Store
 
@@ -124,13 +125,18 @@ def resolved(
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Fill in every default, and take the pictures out: the request as the store keeps it, and bytes by SHA-256.
 
-    An adapter has its whole path there, and the `name` that it was asked for by; `warnings` are the library's.
+    An adapter has its whole path there, and the `name` that it was asked for by, be it in `loras` or in the prompt;
+    `warnings` are the library's.
 
     Raises:
         ProblemError: a value that this model, or no picture, can have.
     """
     if model.needs_mask and not isinstance(wanted, ImageInpaint):
         raise invalid("operation", f"{model.name} is an inpainting model: it takes image_inpaint alone")
+    notes: list[str] = []
+    loras = adapters.listed(wanted.loras, lora_dir)
+    room = JOB_LORAS - len(loras)
+    prompt, from_prompt = adapters.tagged(wanted.prompt, lora_dir, room=room, warn=notes.append)
     request: dict[str, Any] = {
         "operation": wanted.operation,
         "prompt": wanted.prompt,
@@ -140,10 +146,7 @@ def resolved(
         "seed": secrets.randbits(32) if wanted.seed is None else wanted.seed,
         "sampler": model.sampler if wanted.sampler is None else wanted.sampler,
         "num_images": wanted.num_images or 1,
-        "loras": [
-            {"name": lora.path, "path": str(find_lora(lora_dir, lora, index)), "strength": lora.strength}
-            for index, lora in enumerate(wanted.loras or ())
-        ],
+        "loras": [*loras, *from_prompt],
         "preview_every": wanted.preview_every or 0,
         "response": wanted.response or "png",
         "cancel_on_disconnect": bool(wanted.cancel_on_disconnect),
@@ -167,39 +170,15 @@ def resolved(
             request[name] = {"blob": digest}
         request["width"], request["height"] = _fitted(names[0], pictures[names[0]])
     try:
-        request["warnings"] = list(model.check(request, pictures).warnings)
+        # The library is asked as the client asked: a default that it replaces is one of the warnings.
+        asked = {**request, "prompt": prompt, "sampler": wanted.sampler}
+        notes += model.check(asked, pictures).warnings
+        request["warnings"] = list(dict.fromkeys(notes))
     except SdjaxError as error:
         of_adapter = isinstance(error, CheckpointError) and request["loras"]
         message = without_paths(str(error), request)
         raise invalid("loras" if of_adapter else _field(message, request), message) from None
     return request, blobs
-
-
-def find_lora(folder: Path | None, lora: Lora, index: int) -> Path:
-    """The file or folder of an adapter, which lies inside `folder`, without a link on the way.
-
-    Args:
-        folder: of all adapters.
-        lora: what is asked for.
-        index: which of the request's adapters it is.
-
-    Raises:
-        ProblemError: it doesn't.
-    """
-    field = f"loras.{index}.path"
-    if folder is None:
-        raise invalid(field, "loras: this server has no adapter folder")
-    name = PurePosixPath(lora.path)
-    if name.is_absolute() or ".." in name.parts or "\\" in lora.path or "\0" in lora.path or not name.parts:
-        raise invalid(field, f"{field} must be a name inside the adapter folder, not {shown(lora.path)}")
-    try:
-        root = folder.resolve(strict=True)
-        found = (root / name).resolve(strict=True)
-    except (OSError, RuntimeError):
-        raise invalid(field, f"{field}: there is no adapter {shown(lora.path)}") from None
-    if found != root / name:
-        raise invalid(field, f"{field} must not be a link, and {shown(lora.path)} is or goes through one")
-    return found
 
 
 def _check_model(name: str | None, model: ServedModel) -> None:

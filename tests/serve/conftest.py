@@ -34,7 +34,7 @@ def tiny():
 
     def check(request, pictures):
         try:
-            table(request["sampler"], scheduler, request["steps"])
+            table(request["sampler"] or "ddim", scheduler, request["steps"])
             if pictures:
                 begin_step(request["steps"], request["strength"])
         except ValueError as error:

@@ -342,6 +342,27 @@ def test_an_adapter_by_its_absolute_path_is_refused_even_inside(with_loras):
         assert answer.status_code == 422
 
 
+def test_adapters_of_a_prompt_are_taken_by_the_same_rules(with_loras):
+    server, outside = with_loras
+    names = ["absent", "../outside", f"{outside}", "link", "linked/secret", "sub/other:99", "sub/other:x"]
+    prompt = "a red circle <lora:sub/other:0.5><lora:style.v1.5 é>" + "".join(f"<lora:{name}>" for name in names)
+    job = server.job(server.submit(prompt, steps=1, loras=[{"path": "sub/other.safetensors", "strength": 1.0}]))
+    taken = [("sub/other.safetensors", 1.0), ("sub/other", 0.5), ("style.v1.5 é", 1.0)]
+    assert [(lora["path"], lora["strength"]) for lora in job["request"]["loras"]] == taken
+    assert [line.partition(" is left out")[0] for line in job["warnings"]] == [f"<lora:{names[-1]}>"] + [
+        f"<lora:{name}>" for name in names[:-1]
+    ]
+    assert not any(str(server.app.state.front.settings.lora_dir) in line for line in job["warnings"])
+    answer = server.client.post("/v1/jobs", json=request(prompt="<lora:sub/other>" * 9))
+    assert (answer.status_code, answer.json()["error"]["field"]) == (422, "prompt")
+
+
+def test_without_a_folder_an_adapter_of_a_prompt_is_left_out_with_a_warning(server):
+    job = server.job(server.submit("a star <lora:x:0.8>", steps=1))
+    assert job["warnings"] == ["<lora:x:0.8> is left out: this server has no adapter folder"]
+    assert job["request"]["loras"] == []
+
+
 def test_adapters_need_a_folder(server):
     answer = server.client.post("/v1/jobs", json=request(loras=[{"path": "a"}]))
     assert answer.status_code == 422

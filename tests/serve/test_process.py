@@ -145,6 +145,20 @@ def test_an_adapter_changes_its_own_job_and_no_other(process, pipe, adapters):
     assert process.client.get(f"/v1/jobs/{jobs[0]}").json()["request"]["loras"] == loras
 
 
+def test_an_adapter_that_the_prompt_names_is_drawn_with_and_is_in_the_pictures_parameters(process, pipe, adapters):
+    job = process.submit(prompt=f"{RED_ON_BLUE} <lora:style v1.5:0.7>", seed=7, steps=8)
+    _, complete = process.events(job)[-1]
+    loras = [(adapters / "style v1.5.safetensors", 0.7)]
+    np.testing.assert_array_equal(
+        pixels(complete["image"]), np.asarray(pipe(RED_ON_BLUE, seed=7, steps=8, loras=loras).images[0])
+    )
+    parameters = Image.open(io.BytesIO(base64.b64decode(complete["image"]))).info["parameters"]
+    assert "style v1.5:0.7" in parameters.splitlines()[-1]
+    job = process.client.get(f"/v1/jobs/{job}").json()
+    assert job["request"]["loras"] == [{"path": "style v1.5", "strength": 0.7}]
+    assert job["warnings"] == []
+
+
 def test_inpainting_keeps_what_the_mask_keeps(process):
     start, mask = Image.new("RGB", (64, 64), "green"), Image.new("L", (64, 64), 0)
     mask.paste(255, (0, 0, 32, 64))
