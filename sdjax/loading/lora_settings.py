@@ -18,7 +18,7 @@ applied by half. The decisive ones are:
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,15 @@ FOLLOWED = (
     "use_rslora",
 )
 NAMING_MODULES = ("target_modules", "exclude_modules", "layers_pattern", "feedforward_modules", "modules_to_save")
+SWITCHES = ("block_share", "coft", "use_cayley_neumann", "use_dora", "use_rslora")
+FORMS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    **{name: (lambda value: isinstance(value, bool), "true or false") for name in SWITCHES},
+    "bias": (lambda value: isinstance(value, str), "a text"),
+    "eps": (lambda value: type(value) in (int, float) and 0 < value < math.inf, "a number above 0"),
+    "layers_to_transform": (lambda value: all(type(index) is int for index in _list(value)), "one layer or a list"),
+    "num_cayley_neumann_terms": (lambda value: type(value) is int and 0 < value < 100, "a whole number from 1"),
+}
+"""What followed fields may be, beside None, where reading them does not show it."""
 ONLY_IN_TRAINING = (
     "auto_mapping",
     "base_model_name_or_path",
@@ -194,11 +203,10 @@ class PeftSettings:
         wanted = values.get("layers_to_transform")
         if not _matches(targets, name) or wanted in (None, []):
             return _matches(targets, name)
-        patterns = values.get("layers_pattern") or ()
-        patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+        patterns = _list(values.get("layers_pattern") or [])
         forms = [rf"(?:^|.*?\.){pattern}\.(\d+)\." for pattern in patterns] or [r".*?\.[^.]*\.(\d+)\."]
         found = next((match for form in forms if (match := re.match(form, name))), None)
-        return found is not None and int(found[1]) in ([wanted] if isinstance(wanted, int) else wanted)
+        return found is not None and int(found[1]) in _list(wanted)
 
 
 def folder_settings(file: Path) -> PeftSettings:
@@ -251,6 +259,9 @@ def _checked(values: Mapping[str, Any], where: str, *, chooses_layers: bool) -> 
                 "that can't be repeated from the adapter's file; save the adapter with peft's "
                 "path_initial_model_for_weight_conversion"
             )
+    for name, (form, words) in FORMS.items():
+        if (value := values.get(name)) is not None and not form(value):
+            raise CheckpointError(f"{where}: {name} is {value!r}, which should be {words}")
     for name in NAMING_MODULES:
         _check_names(name, values.get(name), where)
     for name, value in values.items():
@@ -282,6 +293,10 @@ def _object(text: str, where: str) -> dict[str, Any]:
     if not isinstance(contents, dict):
         raise CheckpointError(f"{where} holds a JSON {type(contents).__name__}, not an object")
     return contents
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _spelled(layer: str) -> tuple[str, ...]:

@@ -221,6 +221,9 @@ def test_a_peft_folder_of_a_text_encoder_is_told_apart_by_its_name(tmp_path):
         ({"init_lora_weights": "next_year"}, "init_lora_weights is 'next_year'"),
         ({"use_dora": True}, "use_dora = True in its settings, and no magnitudes"),
         ({"target_modules": ["to_v"]}, "changes no layer of this model: it holds .*to_q"),
+        ({"layers_to_transform": "x"}, "layers_to_transform is 'x', which should be one layer or a list"),
+        ({"use_dora": "yes"}, "use_dora is 'yes', which should be true or false"),
+        ({"peft_type": "OFT", "num_cayley_neumann_terms": 0}, "num_cayley_neumann_terms is 0"),
         ({"target_modules": 3}, "target_modules must be a name or a list"),
         ({"target_modules": "("}, "target_modules is no regular expression"),
         ({"lora_alpha": "much"}, "do not give an alpha"),
@@ -242,11 +245,28 @@ def test_metadata_that_is_not_understood_is_refused(tmp_path):
 
 
 PARTS = ("lora_A.weight", "lora_B.weight", "lora_mid.weight", "alpha", "dora_scale", "lora_magnitude_vector", "x", "")
+PARTS += (
+    "diff",
+    "diff_b",
+    "w_norm",
+    "b_norm",
+    "oft_blocks",
+    "rescale",
+    "weight",
+    "bias",
+    "on_input",
+    "ia3_l",
+    "scalar",
+)
+PARTS += ("a1.weight", "a2.weight", "b1.weight", "b2.weight", "bm.weight", "lora_B.bias", "oft_R.weight", "boft_R")
+PARTS += ("boft_s", "token_adapter.trainable_tokens_delta", "lora_A.style.weight", "lora_embedding_A")
 PARTS += ("lokr_w1", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
 KEYS = st.builds(
-    "{}.{}".format, st.sampled_from([TO_Q, "unet.mid_block.resnets.0.conv1", "foo"]), st.sampled_from(PARTS)
+    "{}.{}".format,
+    st.sampled_from([TO_Q, "unet.mid_block.resnets.0.conv1", NORM, WORDS, "foo"]),
+    st.sampled_from(PARTS),
 )
-SHAPES = st.lists(st.sampled_from([0, 1, 2, 3, 4, 8, 32]), max_size=5).map(tuple)
+SHAPES = st.lists(st.sampled_from([0, 1, 2, 3, 4, 8, 20, 32]), max_size=5).map(tuple)
 DTYPES = st.sampled_from(["F32", "F16", "BF16", "F64", "I8", "BOOL", "U64", "F8_E4M3", "F4", "?"])
 BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "U64": 8}
 METADATA = st.sampled_from(
