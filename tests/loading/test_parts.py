@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import sdjax
+from sdjax.devices.target import local_target
 from sdjax.errors import CheckpointError, RequestError
 from sdjax.loading.controlnet import load_controlnet
 from sdjax.loading.saving import tensors_of
@@ -46,7 +47,9 @@ def nets(tmp_path_factory):
 
 def loaded(unet, source):
     like = UNetConfig.from_dict(dict(unet.config))
-    _, params, config = load_controlnet(source, like=like, dtype="float32", place=lambda _, array: array)
+    _, params, config = load_controlnet(
+        source, like=like, dtype="float32", target=local_target(), place=lambda _, array: array
+    )
     # The size that it was trained on is not a part of what it computes.
     config = replace(config, unet=replace(config.unet, native_size=(1, 1)))
     return {name: np.asarray(tensor) for name, tensor in tensors_of(params).items()}, config
