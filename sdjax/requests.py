@@ -13,6 +13,7 @@ from sdjax.argument_names import OF_A_CALL, refuse
 from sdjax.canvas import Canvas, untouched
 from sdjax.checks import finite, pair, share, whole
 from sdjax.errors import RequestError, Warn
+from sdjax.ignored import ignored_arguments
 from sdjax.inputs import Steering, canvases_of, controls_of, size_of, tile_of
 from sdjax.loading import Checkpoint, checked_loras, find_adapter
 from sdjax.models import Conditions
@@ -136,6 +137,7 @@ def resolve(
         raise RequestError(f"output must be one of {', '.join(OUTPUTS)}, not {output!r}")
     guidance_scale = finite("guidance_scale", given["guidance_scale"])
     definition = checkpoint.definition
+    notes += ignored_arguments(definition, {**given, "negative_prompt": negatives}, guidance_scale)
     canvases = canvases_of(definition, given, len(prompts), warn=notes.append)
     width, height = size_of(definition, given, canvases)
     factor = definition.vae_config.factor

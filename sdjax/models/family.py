@@ -68,6 +68,10 @@ class DenoiserConfig(Protocol):
     def embeds_guidance(self) -> bool:
         """Whether it reads the guidance scale, and so is called once a step."""
 
+    @property
+    def reads_sizes(self) -> bool:
+        """Whether it reads the sizes, crop or scores of `Conditions`."""
+
 
 @dataclass(frozen=True)
 class TextPart:

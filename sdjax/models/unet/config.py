@@ -53,6 +53,11 @@ class UNetConfig:
         """Whether it was distilled to read the guidance scale, and so is called once a step."""
         return self.time_cond_proj_dim is not None
 
+    @property
+    def reads_sizes(self) -> bool:
+        """Whether it reads SDXL's micro-conditioning."""
+        return self.projection_input_dim is not None
+
     def time_ids(self, pooled_channels: int) -> int:
         """Count the numbers of SDXL's micro-conditioning that it reads beside pooled text."""
         return ((self.projection_input_dim or 0) - pooled_channels) // (self.addition_time_embed_dim or 1)
