@@ -29,7 +29,7 @@ DEFINITION = Definition(CPU)
 class Meeting:
     """Rows wait in it for each other, and it counts how many were inside at one time."""
 
-    def __init__(self, party, patience=30.0):
+    def __init__(self, party, patience=300.0):
         self.barrier, self.patience = threading.Barrier(party), patience
         self.guard, self.inside, self.most = threading.Lock(), 0, 0
 

@@ -94,7 +94,7 @@ class Session:
         for server in self._servers:
             os.killpg(server.pid, signal.SIGTERM)
         for server in self._servers:
-            server.wait(60)
+            server.wait(120)
 
     def _python(self, code: str, where: str, line: int) -> None:
         # The lines are those of the page, so that a traceback shows where.

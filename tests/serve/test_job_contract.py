@@ -283,7 +283,7 @@ def test_a_server_whose_model_loads_lives_but_is_not_ready(serve):
     import threading
 
     go = threading.Event()
-    starting = serve(boot=lambda worker: go.wait(10))
+    starting = serve(boot=lambda worker: go.wait(120))
     assert starting.client.get("/health").status_code == 200
     assert starting.client.get("/ready").status_code == 503
     assert starting.client.get("/ready").json()["status"] == "starting"

@@ -348,7 +348,7 @@ def test_a_failed_or_cancelled_job_is_not_tried_again(serve):
         (job, _) = server.client.get("/v1/jobs").json()["jobs"]
         assert server.client.delete(f"/v1/jobs/{job['job_id']}").status_code == 200
         with pytest.raises(openai.APIStatusError, match="cancelled") as caught:
-            waiting.result(20)
+            waiting.result(120)
     assert caught.value.status_code == 410
     assert sum(server.store.counts().values()) == 2
 

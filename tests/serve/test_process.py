@@ -58,7 +58,7 @@ class Process:
 
     def stop(self, sig=signal.SIGTERM):
         self.process.send_signal(sig)
-        return self.process.wait(60)
+        return self.process.wait(120)
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +248,7 @@ def test_sigterm_lets_the_running_job_finish_and_the_process_ends_well(process):
     thread.start()
     wait_for(lambda: process.client.get(f"/v1/jobs/{job_id}").json()["state"] == "running")
     assert process.stop() == 0
-    thread.join(10)
+    thread.join(120)
     assert told[-1][0] in ("complete", "closing")
     assert "draining" in "".join(process.lines)
 

@@ -62,7 +62,7 @@ def started():
     yield start
     for process in processes:
         process.terminate()
-        process.wait(20)
+        process.wait(120)
         process.stderr.close()
 
 

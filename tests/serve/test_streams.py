@@ -79,7 +79,7 @@ def test_every_end_closes_the_stream_of_every_reader(paused, prompt, end):
         if end == "cancelled":
             paused.client.delete(f"/v1/jobs/{job_id}")
         paused.engine.go.set()
-        first, *others = [story.result(10) for story in stories]
+        first, *others = [story.result(120) for story in stories]
     assert names(first)[-1] == end
     assert others == [first, first]
 
@@ -92,7 +92,7 @@ def test_fifty_readers_hear_the_same_story(serve):
         stories = [pool.submit(server.events, job_id) for _ in range(50)]
         time.sleep(0.3)
         server.engine.go.set()
-        told = [story.result(30) for story in stories]
+        told = [story.result(120) for story in stories]
     assert names(told[0]).count("preview") == 4
     assert all(story == told[0] for story in told)
 

@@ -87,8 +87,7 @@ def test_an_engine_whose_jobs_were_taken_stops_drawing_them(store, start, submit
     monkeypatch.setattr(engine._leases, "tell", lambda events: None)  # frozen, as the store sees it
     job = submit(steps=150)
     wait_for(lambda: store.job(job.id).state == "running", seconds=60)
-    time.sleep(0.4)
-    (taken,) = store.lease(None, 1, owner="other", seconds=60)
+    (taken,) = wait_for(lambda: store.lease(None, 1, owner="other", seconds=60), seconds=60)
     assert taken.job.id == job.id
     monkeypatch.undo()
     wait_for(lambda: engine.stats().ended["gone"] == 1, seconds=60)

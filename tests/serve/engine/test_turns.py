@@ -30,7 +30,7 @@ def test_after_ready_nothing_is_compiled(start, submit, ended):
 
 def test_a_size_that_was_not_foreseen_is_compiled_beside_the_others(pipe, store, start, submit, ended, monkeypatch):
     """It takes longer than a lease, and those that run go on meanwhile."""
-    start(lease_seconds=0.8)
+    start(lease_seconds=2.0)
     compile_program, go = Programs.compile, threading.Event()
 
     def slow_compiler(self, key, row, size, *rest):
@@ -42,7 +42,7 @@ def test_a_size_that_was_not_foreseen_is_compiled_beside_the_others(pipe, store,
     wait_for(lambda: store.job(wide.id).state == "running", seconds=60)
     others = [submit(seed=seed) for seed in range(3)]
     ended(others)
-    time.sleep(1.0)
+    time.sleep(2.5)
     assert store.job(wide.id).state == "running"
     go.set()
     ended([wide], seconds=240)
