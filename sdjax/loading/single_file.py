@@ -56,6 +56,7 @@ PREFIXES = (UNET, VAE, SD1_TEXT, SD2_TEXT, XL_CLIP, XL_OPEN_CLIP, REFINER_TEXT)
 
 IGNORED_PREFIXES = (*TRAINING_PREFIXES, "first_stage_model.loss.", "first_stage_model.model_ema.")
 IGNORED = (*TRAINING, "cond_stage_model.logit_scale")
+EMBEDDINGS = "text_model.embeddings.token_embedding.weight"
 SCALE, SCALE_TOLERANCE = "scale_factor", 0.01
 """Of latents, as training measured it."""
 DIFFUSERS_VERSION = "0.42.1"
@@ -214,6 +215,13 @@ def _text_encoders(
 
     def add(name: str, tensors: Tensors, *, pad: str, hidden_act: str) -> None:
         words = tokenizers[name] = published_tokenizer(pad)
+        rows, known = shape_of(tensors, EMBEDDINGS, where=where)[0], words.text.get_vocab_size()
+        if rows > known:
+            warnings.warn(
+                f"{where}: {name} has {rows} words, and only the {known} of CLIP's vocabulary have names in a single "
+                "file: load the model from its folder to write the others",
+                stacklevel=2,
+            )
         ids = {"start": words.start, "end": words.end, "pad": words.pad}
         found[name] = text_config(tensors, hidden_act=hidden_act, **ids, where=where), tensors
 

@@ -280,6 +280,15 @@ def test_what_training_left_in_the_file_is_ignored(layouts, tmp_path, loaded):
     assert same(load(file, dtype="float32").params, loaded(both.name).params)
 
 
+def test_words_that_a_file_has_no_names_for_are_a_warning(layouts, tmp_path):
+    tensors = dict(layouts("sd1").tensors)
+    name = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
+    tensors[name] = torch.cat([tensors[name], torch.ones(2, tensors[name].shape[1])])
+    with pytest.warns(UserWarning, match="text_encoder has 49410 words, and only the 49408 of CLIP's vocabulary"):
+        checkpoint = load(saved(tensors, tmp_path / "learned.safetensors"), dtype="float32")
+    assert checkpoint.params["text_encoder"]["text_model"]["embeddings"]["token_embedding"]["weight"].shape[0] == 49410
+
+
 def test_another_scale_of_latents_in_the_file_is_a_warning_and_not_used_as_in_diffusers(layouts, tmp_path, loaded):
     file = saved(layouts("sd1").tensors | {"scale_factor": torch.tensor(0.2)}, tmp_path / "trained.safetensors")
     with pytest.warns(UserWarning, match=r"\(SD 1\) holds scale_factor = 0\.2, which is not used: .* 0\.18215"):
