@@ -29,12 +29,13 @@ from sdjax.serve.heartbeat import heartbeat, keep_beating, say_goodbye, worker_n
 from sdjax.serve.links import link_secret
 from sdjax.serve.logs import AccessLog, about_job
 from sdjax.serve.metrics import Counted, Metrics
-from sdjax.serve.problems import Failures, ProblemError, answer
+from sdjax.serve.problems import Failures, ProblemError, answer, storage_problem
 from sdjax.serve.queue import RequestQueue
 from sdjax.serve.registry import JobRegistry
 from sdjax.serve.routes import jobs, openai, operations
 from sdjax.serve.security import Guard, SafeHeaders
 from sdjax.serve.settings import Settings
+from sdjax.serve.storage import StorageError, reason
 from sdjax.serve.store import Store
 
 PAGE = Path(__file__).parent / "page"
@@ -94,6 +95,7 @@ def create_app(settings: Settings, store: Store, boot: Boot) -> Starlette:
         middleware=_middleware(front),
         exception_handlers={
             ProblemError: _on_problem,
+            StorageError: _on_storage,
             HTTPException: _on_http,
             ClientDisconnect: _on_disconnect,
         },
@@ -185,6 +187,9 @@ async def _lasting(task: Callable[[], Awaitable[None]]) -> None:
     while True:
         try:
             return await task()
+        except StorageError as error:
+            logger.warning("a task in the background is begun again: %s", reason(error))
+            await anyio.sleep(AGAIN_AFTER)
         except Exception:
             logger.exception("a task in the background failed, and is begun again")
             await anyio.sleep(AGAIN_AFTER)
@@ -231,6 +236,12 @@ async def _beat_data(front: Front) -> dict[str, Any]:
 async def _on_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, ProblemError)
     return answer(error, request.scope)
+
+
+async def _on_storage(request: Request, error: Exception) -> Response:
+    assert isinstance(error, StorageError)
+    logger.warning("%s %r: %s", request.method, request.url.path, reason(error))
+    return answer(storage_problem(error), request.scope)
 
 
 async def _on_http(request: Request, error: Exception) -> Response:

@@ -90,12 +90,18 @@ class Batches:
             try:
                 (picture,) = self._pipe.finish(row.request, drawing.latents(row))
             except Exception as error:
-                self._finisher.fail(work, error)
+                work.error = error
                 continue
             work.seconds["decode"] += time.perf_counter() - start
             work.drawn[row.number] = (row, picture)
             del work.rows[row.number]
-            if len(work.drawn) == work.pictures:
+
+    def finish(self) -> None:
+        """Hand on the jobs whose pictures are all drawn, or that can't be."""
+        for work in self._works.undrawn():
+            if work.error is not None:
+                self._finisher.fail(work, work.error)
+            elif len(work.drawn) == work.pictures:
                 self._finisher.finish(work)
 
     def _limit(self, row: Row) -> int:
@@ -111,7 +117,7 @@ class Batches:
         if work is None:
             return
         if walk.error is not None:
-            self._finisher.fail(work, walk.error)
+            work.error = walk.error
             return
         work.rows[row.number] = row
         is_due = work.preview_every and row.done > before.done and row.done % work.preview_every == 0

@@ -4,8 +4,10 @@ import gc
 import logging
 import os
 import sys
+from pathlib import Path
 
 from sdjax.arguments import with_variant
+from sdjax.errors import SdjaxError
 from sdjax.serve.app import create_app
 from sdjax.serve.front import Worker
 from sdjax.serve.logs import set_up_logging
@@ -13,6 +15,7 @@ from sdjax.serve.served import SD_VERSIONS, served_model
 from sdjax.serve.server import bind, serve
 from sdjax.serve.settings import Settings
 from sdjax.serve.sqlite import SqliteStore
+from sdjax.serve.storage import StorageError, reason
 from sdjax.serve.store import Store
 
 
@@ -46,6 +49,28 @@ def _end() -> None:
     os._exit(0)
 
 
+def back_up(settings: Settings, folder: Path) -> str:
+    """Copy the jobs and pictures of a data folder into another folder, also while a server uses it.
+
+    Returns:
+        How much was copied, in a sentence.
+
+    Raises:
+        SdjaxError: there is no data folder, or one of the two can't be read or written.
+    """
+    if not (settings.data_dir / "jobs.sqlite3").is_file():
+        raise SdjaxError(f"--backup: there are no jobs in {str(settings.data_dir)!r}; --data-dir names another folder")
+    store = SqliteStore(settings.data_dir, attempts=settings.attempts)
+    try:
+        made = store.backup(folder)
+    except StorageError as error:
+        raise SdjaxError(f"--backup: {str(folder)!r} can't be written: {reason(error)}") from error
+    finally:
+        store.close()
+    gone = f"; {made.missing} files were gone" if made.missing else ""
+    return f"{made.jobs} jobs and {made.files} files are in {str(folder)!r}{gone}"
+
+
 def load(settings: Settings, store: Store, worker: Worker) -> None:
     """Load the model, start the engine, and wait until everything is compiled.
 
@@ -72,7 +97,9 @@ def load(settings: Settings, store: Store, worker: Worker) -> None:
         vae=None if settings.vae is None else Part(*with_variant(settings.vae)),
     )
     worker.device = jax.devices()[0].platform
-    worker.model = served_model(pipe, settings.sd_version)
+    worker.model = served_model(pipe, settings.sd_version, settings.most_pixels)
+    if _is_draining(worker):
+        return
     engine = GenerationEngine(
         pipe,
         store,
@@ -86,11 +113,15 @@ def load(settings: Settings, store: Store, worker: Worker) -> None:
     while not engine.ready.wait(LOOK_EVERY):
         if engine.error is not None:
             raise engine.error
-        if worker.status == "draining":
+        if _is_draining(worker):
             return
     _forgo_what_stays()
     if worker.status == "starting":
         worker.status = "ready"
+
+
+def _is_draining(worker: Worker) -> bool:
+    return worker.status == "draining"
 
 
 def _forgo_what_stays() -> None:

@@ -25,7 +25,8 @@ def run(args: Sequence[str]) -> None:
 def _parameters() -> list[inspect.Parameter]:
     """What typer asks a function's signature for, made from the settings."""
     file = typer.Option("--config", envvar="SDJAX_CONFIG", metavar="FILE", help="A TOML file of settings.")
-    found = [_parameter("config", Path | None, file)]
+    copy = typer.Option("--backup", metavar="FOLDER", help="Copy jobs and pictures into a folder, and end.")
+    found = [_parameter("config", Path | None, file), _parameter("backup", Path | None, copy)]
     for name, field in Settings.model_fields.items():
         flag = "--" + name.replace("_", "-")
         if field.annotation is bool:
@@ -59,16 +60,19 @@ def _help(field: FieldInfo) -> str:
 
 
 def _command() -> Any:
-    def serve(config: Path | None = None, **flags: Any) -> None:
+    def serve(config: Path | None = None, backup: Path | None = None, **flags: Any) -> None:
         """Answer jobs over HTTP until told to stop.
 
         A variable SDJAX_NAME, or the key `name` of the file, sets the flag --name. WORKER_ID, SD_VERSION, PORT,
         CALLBACK_URL and MODEL_PATH are read too.
         """
         settings = load_settings(flags, config)
-        from sdjax.serve.boot import serve_until_stopped
+        from sdjax.serve.boot import back_up, serve_until_stopped
 
-        serve_until_stopped(settings)
+        if backup is not None:
+            typer.echo(back_up(settings, backup))
+        else:
+            serve_until_stopped(settings)
 
     serve.__signature__ = inspect.Signature(_parameters())  # type: ignore[attr-defined]
     names = {"help_option_names": ["-h", "--help"]}

@@ -111,10 +111,13 @@ class Database:
                 db.execute("ROLLBACK")
 
     def check(self) -> None:
-        """Raise a `StorageError` where the file is gone or can't be read."""
+        """Raise a `StorageError` where the file is gone or can't be read, as a new connection finds it: those that are
+        open remember some of it.
+        """
         with storage_errors():
             self.path.stat()
-        self.read("SELECT 1 FROM jobs LIMIT 1")
+        with closing(self._connect()) as db, storage_errors():
+            db.execute("SELECT id FROM jobs ORDER BY number DESC LIMIT 1").fetchall()
 
     def subscribe(self, changed: Callable[[str], None]) -> Callable[[], None]:
         """See `Store.subscribe`."""

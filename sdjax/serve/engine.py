@@ -12,10 +12,10 @@ written or leased, and nothing else; what keeps failing for another reason ends 
 
 import logging
 import os
-import queue
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ from sdjax.pipeline import Pipeline
 from sdjax.serve import drawing
 from sdjax.serve.batches import Batches
 from sdjax.serve.failures import is_out_of_memory
-from sdjax.serve.finisher import Finisher, How
+from sdjax.serve.finisher import Finisher
 from sdjax.serve.intake import Intake
 from sdjax.serve.leases import Leases
 from sdjax.serve.patience import Patience
@@ -37,7 +37,7 @@ from sdjax.serve.slices import Slices
 from sdjax.serve.stats import Compilations, Leased, Stats, Tally
 from sdjax.serve.store import Store
 from sdjax.serve.warmup import foreseen
-from sdjax.serve.work import Works
+from sdjax.serve.work import How, Works
 
 LEASE_SECONDS = 15.0
 POLL_SECONDS = 0.5
@@ -95,7 +95,7 @@ class GenerationEngine:
         self.slots = slots or max(2, *self._programs.sizes)
         self._previews = Previews(pipe)
         self._compilations = Compilations()
-        self._inbox: queue.SimpleQueue[tuple[str | None, Callable[[], None]]] = queue.SimpleQueue()
+        self._inbox: deque[tuple[str, Callable[[], None]]] = deque()
         self._wake = threading.Event()
         self._until: float | None = None
         self._works = Works()
@@ -121,10 +121,8 @@ class GenerationEngine:
             prepared=lambda job_id, *made: self._put(job_id, self._readiness.prepared, job_id, *made),
             failed=lambda job_id, error: self._put(job_id, self._fail, job_id, error),
         )
-        self._finisher = Finisher(
-            self.store, self._leases, model=self.pipe.name, finished=partial(self._put, None, self._finished)
-        )
-        self._readiness = Readiness(self._programs, self._works, self._finisher, partial(self._put, None))
+        self._finisher = Finisher(self.store, self._leases, model=self.pipe.name, wake=self._wake.set)
+        self._readiness = Readiness(self._programs, self._works, self._wake.set)
         self._intake = Intake(
             self.store,
             self._leases,
@@ -213,16 +211,25 @@ class GenerationEngine:
         errors: list[Exception] = []
         while self._until is None or (self._works and time.monotonic() < self._until):
             try:
-                if len(errors) >= FAILED_TURNS:
-                    for work in self._works.undrawn():
-                        self._finisher.fail(work, errors[-1])
-                    errors = []
+                if errors and len(errors) % FAILED_TURNS == 0:
+                    self._give_up(errors)
                 self._turn()
                 errors = []
             except Exception as error:
                 errors.append(error)
                 logger.exception("a turn of the engine failed")
                 time.sleep(POLL_SECONDS)
+
+    def _give_up(self, errors: list[Exception]) -> None:
+        """End all jobs, for none of them goes on; or, where that fails too, let their leases run out."""
+        if len(errors) == FAILED_TURNS:
+            for work in self._works.undrawn():
+                work.error = errors[-1]
+            self._batches.finish()
+            return
+        for work in self._works:
+            self._leases.end(work.job.id)
+            self._works.remove(work.job.id)
 
     def _warm_up(self) -> None:
         def is_wanted() -> bool:
@@ -251,6 +258,7 @@ class GenerationEngine:
             self._intake.fill()
         else:
             self._intake.give_back()
+        self._batches.finish()
         self._batches.join()
         self._readiness.compile(self._preparer)
         if self._works.active() or self._works.walked():
@@ -260,6 +268,7 @@ class GenerationEngine:
             )
             self._batches.draw(JOIN_SECONDS if is_joined_soon else SLICE_SECONDS)
             self._batches.decode()
+            self._batches.finish()
         else:
             self._tell(POLL_SECONDS)
             self._wake.wait(POLL_SECONDS)
@@ -267,22 +276,21 @@ class GenerationEngine:
     def _moved(self) -> None:
         self._moved_at = time.monotonic()
 
-    def _put(self, job_id: str | None, told: Callable[..., None], *about: Any) -> None:
+    def _put(self, job_id: str, told: Callable[..., None], *about: Any) -> None:
         """Have the engine's thread do something, from any other; where it fails, the job that it is about fails."""
-        self._inbox.put((job_id, partial(told, *about)))
+        self._inbox.append((job_id, partial(told, *about)))
         self._wake.set()
 
     def _listen(self) -> None:
         """Do what other threads asked for, and drop the jobs whose leases are lost."""
-        while not self._inbox.empty():
-            job_id, told = self._inbox.get_nowait()
+        while self._inbox:
+            job_id, told = self._inbox[0]
             try:
                 told()
             except Exception as error:
-                if job_id is None:
-                    raise
                 self._fail(job_id, error)
-        self._intake.reconcile(lambda job_id: self._finished(job_id, "gone"))
+            self._inbox.popleft()
+        self._intake.reconcile(self._count)
 
     def _tell(self, every: float) -> None:
         """Tell the store what is new, and learn which jobs are lost, unless that was done in the last seconds."""
@@ -303,9 +311,7 @@ class GenerationEngine:
 
     def _fail(self, job_id: str, error: Exception) -> None:
         if work := self._works.live(job_id):
-            self._finisher.fail(work, error)
+            work.error = error
 
-    def _finished(self, job_id: str, how: How) -> None:
-        if job_id in self._works:
-            self._works.remove(job_id)
-            self._tally.ended[how] += 1
+    def _count(self, how: How) -> None:
+        self._tally.ended[how] += 1

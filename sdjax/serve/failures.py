@@ -48,6 +48,6 @@ def without_paths(message: str, request: Mapping[str, Any]) -> str:
     """A message with each adapter called by the name that the client knows it by, instead of its place on our disk."""
     loras = sorted(request.get("loras") or (), key=lambda lora: len(str(lora["path"])), reverse=True)
     for lora in loras:
-        path = str(lora["path"])
-        message = message.replace(repr(path)[1:-1], str(lora.get("name", "adapter"))).replace(path, str(lora["name"]))
+        path, name = str(lora["path"]), str(lora.get("name", "adapter"))
+        message = message.replace(repr(path)[1:-1], name).replace(path, name)
     return message

@@ -61,17 +61,16 @@ class Files:
                     part.path.unlink(missing_ok=True)
 
     def keep(self, parts: Iterable[Staged]) -> None:
-        """Give staged files their names. One that is already there stays."""
+        """Give staged files their names. One that is already there has the same bytes, or should have."""
         folders = set()
         with storage_errors():
             for part in parts:
                 target = self._path(part.digest)
-                if not target.exists():
-                    if not target.parent.exists():
-                        target.parent.mkdir(FOLDER_MODE, exist_ok=True)
-                        folders.add(self.folder)
-                    part.path.replace(target)
-                    folders.add(target.parent)
+                if not target.parent.exists():
+                    target.parent.mkdir(FOLDER_MODE, exist_ok=True)
+                    folders.add(self.folder)
+                part.path.replace(target)
+                folders.add(target.parent)
             for folder in folders:
                 _sync(folder)
 

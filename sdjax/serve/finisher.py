@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from time import perf_counter
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -21,9 +21,7 @@ from sdjax.serve.leases import Leases
 from sdjax.serve.patience import pause
 from sdjax.serve.storage import StorageError, reason
 from sdjax.serve.store import Lease, Store
-from sdjax.serve.work import Work
-
-How: TypeAlias = Literal["complete", "error", "released", "gone"]
+from sdjax.serve.work import How, Work
 
 TRIES = 5
 """How often an end is tried that fails for another reason than storage: the store has a fault, or the end itself."""
@@ -46,14 +44,14 @@ class Finisher:
         store: the ends go there.
         leases: of the jobs, each ended when its job is.
         model: its name, for the parameters in a PNG.
-        finished: called on this lane with a job, once its end is stored or it is another's.
+        wake: called on this lane when a job's end is stored, or it is another's: `Work.ended` says so.
     """
 
-    def __init__(self, store: Store, leases: Leases, *, model: str, finished: Callable[[str, How], None]) -> None:
+    def __init__(self, store: Store, leases: Leases, *, model: str, wake: Callable[[], None]) -> None:
         self._store = store
         self._leases = leases
         self._model = model
-        self._finished = finished
+        self._wake = wake
         self._guard = threading.Lock()
         self._unstored: set[str] = set()
         self._lane = Lane("sdjax-encode")
@@ -155,7 +153,8 @@ class Finisher:
         with self._guard:
             self._unstored.discard(job_id)
         self._leases.end(job_id)
-        self._finished(job_id, how)
+        end.work.ended = how
+        self._wake()
 
     def _preview(self, lease: Lease, progress: dict[str, Any], picture: Image.Image) -> None:
         image = base64.b64encode(encode(picture, "png", "", None, {})).decode()

@@ -10,7 +10,7 @@ from sdjax.serve.preparer import Preparer
 from sdjax.serve.readiness import COMPILING_AT_ONCE, Readiness
 from sdjax.serve.scheduling import Blocked, admit
 from sdjax.serve.store import Store
-from sdjax.serve.work import Work, Works
+from sdjax.serve.work import How, Work, Works
 
 
 class Intake:
@@ -70,19 +70,22 @@ class Intake:
             if not work.slots:
                 self._finisher.give_back(work)
 
-    def reconcile(self, gone: Callable[[str], None]) -> None:
-        """Make the jobs those that are leased: `gone` is called with what isn't any more, since it was cancelled or is
-        another's, and a lease of a job that isn't known is given back.
+    def reconcile(self, forgotten: Callable[[How], None]) -> None:
+        """Make the jobs those that are leased: `forgotten` is called with how each has ended that is none any more, and
+        a lease of a job that isn't known is given back.
         """
         held = self._leases.held()
-        for work in self._works.undrawn():
-            if work.job.id not in held:
-                gone(work.job.id)
+        for work in self._works:
+            is_gone = work.phase != "ending" and work.job.id not in held  # it was cancelled, or is another's
+            how = "gone" if is_gone else work.ended
+            if how is not None:
+                forgotten(how)
+                self._works.remove(work.job.id)
         for job_id, lease in held.items():
             if job_id not in self._works:
                 work = Work(lease, 1)
-                self._works.add(work)
                 self._finisher.give_back(work)
+                self._works.add(work)
 
     def _has_room(self) -> bool:
         return self._works.taken() < self._slots and len(self._works.in_phase("ending")) <= self._slots
@@ -115,11 +118,15 @@ class Intake:
         work = Work(lease, job.request.get("num_images") or 1, phase="preparing" if is_known else "compiling")
         # The clock on the wall may be set back in between.
         work.seconds["queued"] = max((job.started or job.created) - job.created, 0.0)
-        self._works.add(work)
         self._alone = job.attempts > 1
         if self._alone and others:
             self._finisher.give_back(work)
+            self._works.add(work)
             return False
+        self._works.add(work)
         self.leased_at = time.monotonic()
-        self._preparer.prepare(lease, is_quick=is_known)
+        try:
+            self._preparer.prepare(lease, is_quick=is_known)
+        except Exception as error:
+            work.error = error
         return True

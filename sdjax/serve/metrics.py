@@ -47,6 +47,9 @@ class Metrics:
             ["device", "kind"],
             registry=self._numbers,
         )
+        self._free = Gauge(
+            "sdjax_storage_free_bytes", "What the disk of jobs and pictures has left.", registry=self._numbers
+        )
         self._ready = Gauge("sdjax_ready", "1 while jobs are taken and drawn.", registry=self._numbers)
         self._requests = Counter(
             "sdjax_http_requests", "Requests answered.", ["method", "route", "status"], registry=self._numbers
@@ -63,6 +66,7 @@ class Metrics:
         memory: Mapping[str, Mapping[str, int]],
         *,
         is_ready: bool,
+        free_bytes: int | None = None,
     ) -> bytes:
         """All numbers in Prometheus' text format.
 
@@ -71,7 +75,10 @@ class Metrics:
             stats: of the engine, once there is one.
             memory: bytes by device and kind, see `sdjax.serve.stats.device_memory`.
             is_ready: whether jobs are taken and drawn.
+            free_bytes: that are left for pictures, where that is known.
         """
+        if free_bytes is not None:
+            self._free.set(free_bytes)
         for state, count in counts.items():
             self._jobs.labels(state).set(count)
         self._depth.set(counts.get("queued", 0))
@@ -142,6 +149,9 @@ class _EngineCollector(Collector):
             ),
             GaugeMetricFamily(
                 "sdjax_finishing", "Jobs whose pictures are being encoded and stored.", value=stats.finishing
+            ),
+            GaugeMetricFamily(
+                "sdjax_unstored", "Jobs whose end could not be stored, and is tried again.", value=stats.unstored
             ),
             CounterMetricFamily("sdjax_slices", "Slices of the loop.", value=stats.slices),
             CounterMetricFamily("sdjax_rows", "Pictures in those slices, each counted each time.", value=stats.rows),

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sdjax.serve.forwarded import route_path
+from sdjax.serve.storage import StorageError
 
 OPENAI_PATHS = ("/v1/images", "/v1/models")
 logger = logging.getLogger(__name__)
@@ -50,6 +51,18 @@ class ProblemError(Exception):
 def invalid(field: str | None, message: str) -> ProblemError:
     """A field whose value is wrong."""
     return ProblemError(422, "invalid_field", message, field=field)
+
+
+def storage_problem(error: StorageError) -> ProblemError:
+    """A store that fails: it may work again, which is worth another try unless it is damaged."""
+    status = 507 if error.kind == "full" else 503
+    headers = {} if error.kind == "damaged" else {"Retry-After": "30"}
+    return ProblemError(status, f"storage_{error.kind}", f"{error}; try again later", headers=headers)
+
+
+def lost_picture() -> ProblemError:
+    """A picture that a job had."""
+    return ProblemError(410, "picture_lost", "the job had this picture, but it is not on the server's disk any more")
 
 
 def answer(problem: ProblemError, scope: Scope) -> JSONResponse:

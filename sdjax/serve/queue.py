@@ -1,6 +1,7 @@
 """The way in: a request is checked, its defaults are filled in, and it waits in the store."""
 
 import hashlib
+import math
 import secrets
 import threading
 from collections.abc import Mapping
@@ -161,6 +162,7 @@ def resolved(
     if isinstance(wanted, ImageGeneration):
         request["width"] = _side("width", wanted.width, model)
         request["height"] = _side("height", wanted.height, model)
+        _check_area(request, model)
     else:
         request["strength"] = STRENGTH if wanted.strength is None else wanted.strength
         names = PICTURES[wanted.operation]
@@ -168,7 +170,7 @@ def resolved(
             digest = hashlib.sha256(given[name].data).hexdigest()
             blobs[digest] = given[name].data
             request[name] = {"blob": digest}
-        request["width"], request["height"] = _fitted(names[0], pictures[names[0]])
+        request["width"], request["height"] = _fitted(names[0], pictures[names[0]], model)
     try:
         # The library is asked as the client asked: a default that it replaces is one of the warnings.
         asked = {**request, "prompt": prompt, "sampler": wanted.sampler}
@@ -199,10 +201,20 @@ def _side(name: str, value: int | None, model: ServedModel) -> int:
     return side
 
 
-def _fitted(name: str, picture: Image.Image) -> tuple[int, int]:
+def _check_area(request: Mapping[str, Any], model: ServedModel) -> None:
+    width, height = request["width"], request["height"]
+    if width * height > model.most_pixels:
+        side = math.isqrt(model.most_pixels)
+        raise invalid(
+            "width" if width >= height else "height",
+            f"width x height must be at most {model.most_pixels} pixels, such as {side}x{side}, not {width}x{height}",
+        )
+
+
+def _fitted(name: str, picture: Image.Image, model: ServedModel) -> tuple[int, int]:
     """The size that a picture is drawn at: its own, within what is allowed. Photos may say that they are turned."""
     sides = picture.size[::-1] if picture.getexif().get(ORIENTATION) in (5, 6, 7, 8) else picture.size
-    shrink = min(1.0, MAX_SIDE / max(sides))
+    shrink = min(1.0, MAX_SIDE / max(sides), math.sqrt(model.most_pixels / math.prod(sides)))
     width, height = (int(side * shrink) // JOB_MULTIPLE * JOB_MULTIPLE for side in sides)
     if min(width, height) < Limits().least_side:
         raise invalid(name, f"{name}: it is {picture.width}x{picture.height}, too long and thin to be drawn")

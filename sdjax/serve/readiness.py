@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 from sdjax.serve.drawing import Key, Row
-from sdjax.serve.finisher import Finisher
 from sdjax.serve.preparer import Preparer
 from sdjax.serve.programs import Programs
 from sdjax.serve.store import Job
@@ -26,19 +25,19 @@ class Readiness:
     Args:
         programs: the batches.
         works: the jobs of this engine.
-        finisher: ends those whose program can't be compiled.
-        later: has the engine's thread call a function, from any thread.
+        wake: has the engine's thread look again, from any thread.
 
     Attributes:
         buckets: what the rows of a bucket have in common, for those that were drawn of late.
     """
 
-    def __init__(self, programs: Programs, works: Works, finisher: Finisher, later: Callable[..., None]) -> None:
+    def __init__(self, programs: Programs, works: Works, wake: Callable[[], None]) -> None:
         self._programs = programs
         self._works = works
-        self._finisher = finisher
-        self._later = later
-        self._compiling: set[Key] = set()
+        self._wake = wake
+        self._compiling: dict[Key, float] = {}
+        self._firsts: set[Key] = set()
+        self._done: dict[Key, Exception | None] = {}
         self._known: dict[tuple[str, str], None] = {}
         self.buckets: dict[str, Key] = {}
 
@@ -61,31 +60,43 @@ class Readiness:
             work.phase = "compiling"
 
     def compile(self, preparer: Preparer) -> None:
-        """Compile what jobs wait for, and larger batches for those that are drawn, one for each key at a time."""
+        """Compile what jobs wait for, and larger batches for those that are drawn, one for each key at a time; and
+        let the jobs go on whose program is there by now.
+        """
+        for done, error in list(self._done.items()):
+            self._compiled(done, error)
+            self._firsts.discard(done)
+            del self._compiling[done], self._done[done]
         for work in self._works.in_phase("compiling"):
             key = work.key
-            if key is None or key in self._compiling or len(self._compiling) >= COMPILING_AT_ONCE:
+            # Larger batches are compiled one after the other, and keep nobody waiting.
+            is_busy = len(self._firsts & self._compiling.keys()) >= COMPILING_AT_ONCE
+            if key is None or key in self._compiling or is_busy:
                 continue
-            done = partial(self._later, self._compiled, key, time.perf_counter())
-            preparer.compile_first(key, next(iter(work.rows.values())), partial(self._is_waited_for, key), done)
-            self._compiling.add(key)
+            self._firsts.add(key)
+            row, is_wanted = next(iter(work.rows.values())), partial(self._is_waited_for, key)
+            preparer.compile_first(key, row, is_wanted, partial(self._note, key))
+            self._compiling[key] = time.perf_counter()
         for key, rows in self._works.active().items():
             size = self._programs.next_size(key, len(rows))
             if size is not None and key not in self._compiling:
-                done_larger = partial(self._later, self._compiling.discard, key)
-                preparer.compile_larger(key, rows[0], size, partial(self._is_drawn, key), done_larger)
-                self._compiling.add(key)
+                preparer.compile_larger(key, rows[0], size, partial(self._is_drawn, key), partial(self._note, key))
+                self._compiling[key] = time.perf_counter()
 
-    def _compiled(self, key: Key, began: float, error: Exception | None) -> None:
+    def _note(self, key: Key, error: Exception | None = None) -> None:
+        """A thread that compiled for a key has ended."""
+        self._done[key] = error
+        self._wake()
+
+    def _compiled(self, key: Key, error: Exception | None) -> None:
         """A program is there, or can't be; or it was given up, and is begun again where somebody waits by now."""
-        self._compiling.discard(key)
         for work in self._works.in_phase("compiling"):
             if work.key != key:
                 continue
             if error is not None:
-                self._finisher.fail(work, error)
+                work.error = error
             elif self._programs.step_seconds(key):
-                work.seconds["prepare"] += time.perf_counter() - began
+                work.seconds["prepare"] += time.perf_counter() - self._compiling[key]
                 self._begin(work, key)
 
     def _begin(self, work: Work, key: Key) -> None:

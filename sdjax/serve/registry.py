@@ -5,6 +5,8 @@ that there may be news: readers look for themselves, and look from time to time 
 """
 
 import asyncio
+import logging
+import time
 from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -13,7 +15,8 @@ from typing import ParamSpec, TypeVar
 import anyio
 from anyio import to_thread
 
-from sdjax.serve.problems import ProblemError, shown
+from sdjax.serve.problems import ProblemError, lost_picture, shown
+from sdjax.serve.storage import PictureLostError, StorageError, reason
 from sdjax.serve.store import FINAL, Event, Job, Store
 
 P = ParamSpec("P")
@@ -21,12 +24,16 @@ T = TypeVar("T")
 
 LOOK_EVERY = 1.0
 """Seconds after which a reader looks without being woken: another process may have written to the store."""
+CHECK_EVERY = 1.0
+"""Seconds between looks at whether the store works."""
 READERS = 32
 """Threads that read the store for us at a time."""
 AT_ONCE = 16
 """Events that a reader takes from the store at a time, and holds while the client reads them."""
 REMEMBERED = 256
 LAST_ID = 2**63 - 1
+
+logger = logging.getLogger(__name__)
 
 
 class JobRegistry:
@@ -43,6 +50,8 @@ class JobRegistry:
         self._any = asyncio.Event()
         self._threads: anyio.CapacityLimiter | None = None
         self._end: Callable[[], None] | None = None
+        self._checked_at = -CHECK_EVERY
+        self._failing: str | None = None
         self.is_closing = False
 
     def open(self) -> None:
@@ -104,7 +113,7 @@ class JobRegistry:
         """A picture's format and bytes.
 
         Raises:
-            ProblemError: there is none (404).
+            ProblemError: there is none (404), or it was lost (410).
         """
         found = await self._read(self._store.image, job.id, index) if index < job.images else None
         if found is None:
@@ -114,12 +123,19 @@ class JobRegistry:
         return found
 
     async def images(self, job_id: str) -> list[tuple[str, bytes]]:
-        """All pictures of a complete job."""
+        """All pictures of a complete job.
+
+        Raises:
+            ProblemError: one of them was lost, or the job was deleted (410).
+        """
 
         def read() -> list[tuple[str, bytes]]:
             job = self._store.job(job_id)
             found = [self._store.image(job_id, index) for index in range(job.images if job else 0)]
-            return [picture for picture in found if picture is not None]
+            pictures = [picture for picture in found if picture is not None]
+            if not pictures or len(pictures) < len(found):
+                raise PictureLostError("the job was deleted")
+            return pictures
 
         return await self._read(read)
 
@@ -139,7 +155,7 @@ class JobRegistry:
         """The bytes of a picture that came with the request, such as its `mask_image`.
 
         Raises:
-            ProblemError: it came with none (404).
+            ProblemError: it came with none (404), or it was lost (410).
         """
         kept = job.request.get(name)
         try:
@@ -205,8 +221,34 @@ class JobRegistry:
                     yield job
             await anyio.sleep(0.25)  # many slices, one look
 
+    async def storage_failure(self) -> str | None:
+        """Why jobs can't be read or stored now, in words for clients; None where they can. It is looked at no more
+        often than each second.
+        """
+        if time.monotonic() - self._checked_at >= CHECK_EVERY:
+            self._checked_at = time.monotonic()
+            try:
+                await self._read(self._store.check)
+                failing = None
+            except StorageError as error:
+                failing = str(error)
+                if failing != self._failing:
+                    logger.error("not ready: %s", reason(error))
+            if failing is None and self._failing is not None:
+                logger.info("the store works again")
+            self._failing = failing
+        return self._failing
+
+    async def free_bytes(self) -> int | None:
+        """See `Store.free_bytes`."""
+        return await self._read(self._store.free_bytes)
+
     async def _read(self, function: Callable[P, T], *args: P.args, **_: P.kwargs) -> T:
-        return await to_thread.run_sync(function, *args, limiter=self._threads)
+        try:
+            return await to_thread.run_sync(function, *args, limiter=self._threads)
+        except PictureLostError as error:
+            logger.warning("a picture was lost: %s", error)
+            raise lost_picture() from error
 
     @contextmanager
     def _watching(self, job_id: str) -> Iterator[asyncio.Event]:

@@ -1,5 +1,6 @@
 """What the front knows of the model that is served: enough to check a request and to fill in its defaults."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from PIL import Image
 
-from sdjax.limits import JOB_LEAST_SIDE
+from sdjax.limits import JOB_LEAST_SIDE, MAX_SIDE
 from sdjax.requests import Request
 from sdjax.schedulers import default_sampler
 from sdjax.variants import VARIANTS
@@ -43,6 +44,7 @@ class ServedModel:
         needs_mask: it was trained for inpainting, and does nothing else.
         check: resolves a request with every default filled in, and its pictures by name, as the library does, whose
             `warnings` are the job's; it raises a RequestError, and draws nothing.
+        most_pixels: the largest area of a picture that it is asked for.
     """
 
     name: str
@@ -55,6 +57,7 @@ class ServedModel:
     check: Check
     native_size: tuple[int, int] | None = None
     """(width, height) of the pictures that it was trained on; None is `size` for both."""
+    most_pixels: int = MAX_SIDE**2
 
     @property
     def least_side(self) -> int:
@@ -67,8 +70,16 @@ class ServedModel:
         return width if name == "width" else height
 
 
-def served_model(pipe: "Pipeline", sd_version: str | None) -> ServedModel:
-    """Describe a loaded pipeline; `sd_version` says what its weights are, where a path doesn't."""
+def served_model(
+    pipe: "Pipeline", sd_version: str | None, most_pixels: Callable[[int], int] = lambda area: MAX_SIDE**2
+) -> ServedModel:
+    """Describe a loaded pipeline.
+
+    Args:
+        pipe: the model.
+        sd_version: what its weights are, where a path doesn't show it.
+        most_pixels: the largest area of a picture, from that of those that it was trained on.
+    """
     variant = VARIANTS[SD_VERSIONS[sd_version]] if sd_version else None
     known = VARIANTS.get(pipe.name)
     native = pipe.definition.native_size
@@ -84,6 +95,7 @@ def served_model(pipe: "Pipeline", sd_version: str | None) -> ServedModel:
         native_size=native,
         needs_mask=pipe.definition.inpaints,
         check=partial(_check, pipe),
+        most_pixels=most_pixels(math.prod(native)),
     )
 
 

@@ -1,6 +1,7 @@
 """Everything that can be set, in one class: flags win over the environment, and that over a TOML file."""
 
 import ipaddress
+import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,9 @@ from sdjax.errors import RequestError
 from sdjax.serve.forwarded import PREFIX
 from sdjax.serve.store import ATTEMPTS
 
+AREA = 4
+"""A job's pictures may have so many times the area of the model's own: others wait while large ones are compiled."""
+
 
 def _listed(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
@@ -39,6 +43,14 @@ def _sizes(values: tuple[str, ...]) -> tuple[str, ...]:
     for value in values:
         arguments.size(value)
     return values
+
+
+def _size(value: str) -> str:
+    try:
+        arguments.size(value)
+    except RequestError as error:
+        raise ValueError(str(error).removeprefix("--size: ")) from None
+    return value
 
 
 def _url(value: str) -> str:
@@ -152,6 +164,10 @@ class Settings(BaseSettings):
     size: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_sizes)] = Field(
         (), description="512 or WIDTHxHEIGHT to compile before we are ready; may be repeated; default: the model's own."
     )
+    max_size: Annotated[str, AfterValidator(_size)] | None = Field(
+        None,
+        description="512 or WIDTHxHEIGHT: jobs may ask for as many pixels; default: 4 times the model's, or --size.",
+    )
     queue_limit: int = Field(100, ge=1, description="Jobs that may wait.")
     attempts: int = Field(
         ATTEMPTS, ge=1, description="Times that a job is begun: one that went down with so many processes is given up."
@@ -186,6 +202,12 @@ class Settings(BaseSettings):
     def sizes(self) -> tuple[tuple[int, int], ...] | None:
         """`size` in pixels; None where none is given."""
         return tuple(map(arguments.size, self.size)) or None
+
+    def most_pixels(self, native: int) -> int:
+        """The largest area of a job's pictures, in pixels, where the model's own have an area of `native`."""
+        if self.max_size is not None:
+            return math.prod(arguments.size(self.max_size))
+        return max(AREA * native, *map(math.prod, self.sizes or ((1, 1),)))
 
     @property
     def is_loopback(self) -> bool:

@@ -82,10 +82,10 @@ class QueueFullError(Exception):
 
 
 class Backup(NamedTuple):
-    """How much a backup holds; `missing` pictures were gone when it was made."""
+    """How much a backup holds, its files being the pictures of requests and results; `missing` ones were gone."""
 
     jobs: int
-    pictures: int
+    files: int
     missing: int
 
 

@@ -12,6 +12,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.sse import AppStatus
 from starlette.responses import Response
 
+from sdjax.serve.problems import ProblemError
 from sdjax.serve.registry import JobRegistry
 from sdjax.serve.store import FINAL, Event, Job
 
@@ -57,8 +58,8 @@ async def _told(registry: JobRegistry, job: Job, after: int) -> AsyncIterator[Se
     try:
         async with aclosing(registry.story(job.id, after)) as story:
             async for event in story:
-                name = event.name
-                yield ServerSentEvent(await _data(registry, job.id, event), event=name, id=str(event.id), sep="\n")
+                name, data = await _sent(registry, job.id, event)
+                yield ServerSentEvent(data, event=name, id=str(event.id), sep="\n")
     finally:
         if job.request.get("cancel_on_disconnect") and not registry.is_closing and not registry.is_read(job):
             with anyio.CancelScope(shield=True):
@@ -67,9 +68,13 @@ async def _told(registry: JobRegistry, job: Job, after: int) -> AsyncIterator[Se
         yield ServerSentEvent(to_json({"type": "closing"}), event="closing", sep="\n")
 
 
-async def _data(registry: JobRegistry, job_id: str, event: Event) -> str:
+async def _sent(registry: JobRegistry, job_id: str, event: Event) -> tuple[str, str]:
+    """An event's name and data as clients have them: `complete` with its pictures, or, where one was lost, `error`."""
     data = {"type": event.name, **event.data}
     if event.name != "complete":
-        return to_json(data)
-    pictures = await registry.images(job_id)
-    return await to_thread.run_sync(lambda: to_json(completed(data, pictures)))
+        return event.name, to_json(data)
+    try:
+        pictures = await registry.images(job_id)
+    except ProblemError as problem:
+        return "error", to_json({"type": "error", "code": problem.code, "message": problem.message})
+    return event.name, await to_thread.run_sync(lambda: to_json(completed(data, pictures)))

@@ -19,6 +19,9 @@ Phase: TypeAlias = Literal["preparing", "compiling", "drawing", "ending"]
 stored."""
 
 
+How: TypeAlias = Literal["complete", "error", "released", "gone"]
+
+
 @dataclass
 class Work:
     """A leased job. The engine's thread alone writes it, up to the phase "ending"; then it is the finisher's.
@@ -33,6 +36,8 @@ class Work:
         drawn: finished pictures, by number, each with its last row.
         steps: of each picture's walk.
         told: the last step that its story speaks of.
+        error: why it can't be drawn, as soon as that is known.
+        ended: how it has ended in the store; the finisher's last word.
         seconds: by phase, for its timings.
     """
 
@@ -45,6 +50,8 @@ class Work:
     drawn: dict[int, tuple[Row, Image.Image]] = field(default_factory=dict)
     steps: int = 0
     told: int = 0
+    error: Exception | None = None
+    ended: How | None = None
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     @property
@@ -98,9 +105,9 @@ class Works:
         self._by_id.pop(job_id, None)
 
     def live(self, job_id: str) -> Work | None:
-        """A job that isn't ending."""
+        """A job that goes on."""
         work = self._by_id.get(job_id)
-        return None if work is None or work.phase == "ending" else work
+        return None if work is None or work.phase == "ending" or work.error is not None else work
 
     def in_phase(self, *phases: Phase) -> list[Work]:
         """Those that are there."""
@@ -112,12 +119,12 @@ class Works:
 
     def waiting(self) -> list[tuple[Work, int]]:
         """Pictures that wait for a slot."""
-        return [(work, number) for work in self.in_phase("drawing") for number in sorted(work.rows.keys() - work.slots)]
+        return [(work, number) for work in self._drawn_now() for number in sorted(work.rows.keys() - work.slots)]
 
     def active(self) -> dict[Key, list[Row]]:
         """Pictures that have a slot and steps before them, by what they may share a batch with."""
         found: defaultdict[Key, list[Row]] = defaultdict(list)
-        for work in self.in_phase("drawing"):
+        for work in self._drawn_now():
             if work.key is not None:
                 found[work.key] += [row for number, row in list(work.rows.items()) if number in work.slots and row.left]
         return {key: rows for key, rows in found.items() if rows}
@@ -126,7 +133,7 @@ class Works:
         """Pictures that have a slot and no steps before them: they are to be decoded."""
         return [
             row
-            for work in self.in_phase("drawing")
+            for work in self._drawn_now()
             for number, row in list(work.rows.items())
             if number in work.slots and not row.left
         ]
@@ -139,3 +146,6 @@ class Works:
             + len(self.waiting())
             + sum(map(len, self.active().values()))
         )
+
+    def _drawn_now(self) -> list[Work]:
+        return [work for work in self.in_phase("drawing") if work.error is None]

@@ -60,4 +60,4 @@ def test_a_key_reads_and_forgets_its_own_jobs_only(keyed):
 def test_models_say_what_a_form_needs_to_know(server):
     (model,) = server.client.get("/v1/models").json()["data"]
     own = {"steps": 20, "guidance_scale": 3.0, "sampler": "ddim", "size": 64, "least_side": 64, "needs_mask": False}
-    assert model["sdjax"] == own
+    assert model["sdjax"] == {**own, "most_pixels": 2048 * 2048}

@@ -234,10 +234,11 @@ async def _streamed(front: Front, drawing: Drawing) -> AsyncIterator[ServerSentE
                     sent += 1
         try:
             _check(last)
+            pictures = await front.registry.images(drawing.job.id)
         except ProblemError as problem:
             yield ServerSentEvent(to_json({"type": "error", **openai_error(problem)}), event="error", sep="\n")
             return
-        for kind, content in await front.registry.images(drawing.job.id):
+        for kind, content in pictures:
             encoded = await to_thread.run_sync(drawing.encoded, kind, content)
             yield _event(drawing, "completed", {"b64_json": encoded, "usage": NO_TOKENS})
     finally:
@@ -344,6 +345,7 @@ def _model(front: Front, served: ServedModel, name: str) -> dict[str, Any]:
         "sampler": served.sampler,
         "size": served.size,
         "least_side": served.least_side,
+        "most_pixels": served.most_pixels,
         "needs_mask": served.needs_mask,
     }
     known = {"id": name, "object": "model", "created": int(front.worker.since), "owned_by": "sdjax"}

@@ -118,6 +118,20 @@ def test_a_request_that_the_model_cannot_do_is_an_error_of_that_job(store, start
     assert "no such" in events[0].data["message"]
 
 
+def test_a_bad_adapter_is_named_as_the_client_named_it(store, start, submit, ended, tmp_path):
+    """Its folder on our disk is nobody's business."""
+    (tmp_path / "broken.safetensors").write_bytes(b"no tensors")
+    start()
+    names = {"broken.safetensors": "broken.safetensors", "no such": "gone"}
+    jobs = [
+        submit(loras=[{"name": name, "path": str(tmp_path / path), "strength": 1.0}]) for name, path in names.items()
+    ]
+    for name, event in zip(names, ended(jobs), strict=True):
+        assert event.data["code"] == "invalid_lora"
+        assert name in event.data["message"]
+        assert str(tmp_path) not in event.data["message"]
+
+
 def test_an_engine_that_cannot_get_ready_says_why(pipe, store, monkeypatch):
     engine = GenerationEngine(pipe, store, sizes=[(60, 61)])
     engine.start()

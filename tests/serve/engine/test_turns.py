@@ -4,9 +4,10 @@ import threading
 import time
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from sdjax.serve import scheduling
+from sdjax.serve import drawing, scheduling
 from sdjax.serve.programs import Programs
 from sdjax.serve.store import FINAL
 from tests.serve.conftest import wait_for
@@ -49,6 +50,52 @@ def test_a_size_that_was_not_foreseen_is_compiled_beside_the_others(pipe, store,
     assert (store.job(wide.id).state, store.job(wide.id).attempts) == ("complete", 1)
     assert pixels(store, wide).shape == (32, 48, 3)
     np.testing.assert_array_equal(pixels(store, wide), drawn_by_library(pipe, wide))
+
+
+@pytest.mark.parametrize("slow", ["compile", "prepare"])
+def test_what_is_compiled_for_one_size_keeps_no_other_size_waiting(store, start, submit, ended, monkeypatch, slow):
+    """Three sizes compile, as many pictures of each as there are slots: the known size and a new one are drawn."""
+    start(slots=2)
+    owner = Programs if slow == "compile" else drawing
+    function, go = getattr(owner, slow), threading.Event()
+
+    def slow_for_wide_ones(*args):
+        request = args[2].request if slow == "compile" else args[2][0]
+        if request.settings["width"] == 48:
+            assert go.wait(300)
+        return function(*args)
+
+    monkeypatch.setattr(owner, slow, slow_for_wide_ones)
+    wide = [submit(width=48, height=height, num_images=2) for height in (32, 40, 48)]
+    wait_for(lambda: all(store.job(job.id).state == "running" for job in wide), seconds=60)
+    more = submit(width=48, height=32)
+    others = [submit(seed=seed) for seed in range(2)] + [submit(guidance_scale=0.0), submit(width=32, height=32)]
+    assert [event.name for event in ended(others)] == ["complete"] * 4
+    assert [store.job(job.id).state for job in (*wide, more)] == ["running"] * 3 + ["queued"]
+    go.set()
+    assert [event.name for event in ended([*wide, more], seconds=240)] == ["complete"] * 4
+
+
+def test_a_job_that_is_cancelled_while_it_is_compiled_for_stops_that(store, start, submit, ended, monkeypatch):
+    engine = start()
+    walk, go, walks = drawing.walk, threading.Event(), []
+
+    def slow_walk(pipe, rows, size, calls):
+        if rows[0].request.settings["width"] == 56:
+            walks.append(calls)
+            assert go.wait(300)
+        return walk(pipe, rows, size, calls)
+
+    monkeypatch.setattr(drawing, "walk", slow_walk)
+    wide = submit(width=56, height=32)
+    wait_for(lambda: walks, seconds=60)
+    assert store.cancel(wide.id).state == "cancelled"
+    wait_for(lambda: engine.stats().ended["gone"] == 1, seconds=60)
+    go.set()
+    ended([submit(seed=seed, steps=20) for seed in range(2)])
+    assert walks == [0]
+    again = submit(width=56, height=32)
+    assert ended([again], seconds=240)[0].name == "complete"
 
 
 def test_a_new_job_joins_those_that_run(store, start, submit, ended):
