@@ -3,13 +3,14 @@
 import json
 import os
 import sys
+import textwrap
 import warnings
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
-from sdjax import bench_cli, generate_cli, jobs_cli
+from sdjax import arguments, bench_cli, generate_cli, jobs_cli
 from sdjax.devices.xla_flags import set_flags
 from sdjax.errors import RequestError, SdjaxError
 from sdjax.terminal import print_table, printable, shortened
@@ -61,10 +62,18 @@ def main() -> NoReturn:
 
 
 @app.command()
-def models() -> None:
-    """List the models that have a name, and whether a download is needed first."""
+def models(
+    model: Annotated[
+        str | None, typer.Argument(help="Show one: a name of the list, a hub id whose download is here, or a folder.")
+    ] = None,
+) -> None:
+    """List the models that have a name, and whether a download is needed first; or show what one of them knows."""
     from sdjax.loading import cached
     from sdjax.variants import BUNDLED, VARIANTS
+
+    if model is not None:
+        _show_card(model)
+        return
 
     header = ("name", "pixels", "steps", "guidance", "here", "what it is", "where it lies")
     rows = []
@@ -72,6 +81,31 @@ def models() -> None:
         here = "yes" if name == BUNDLED or cached(row.source) else "no"
         rows.append((name, str(row.size), str(row.steps), f"{row.guidance_scale:g}", here, row.note, row.source))
     print_table([header, *rows])
+
+
+def _show_card(model: str) -> None:
+    """Print a model's defaults and its vocabulary."""
+    from sdjax.loading import Card, locate, read_card
+    from sdjax.variants import BUNDLED, BUNDLED_FOLDER, VARIANTS
+
+    arguments.check_model(model)
+    row = VARIANTS.get(model)
+    source = BUNDLED_FOLDER if model == BUNDLED else row.source if row else model
+    place = locate(source, variant=None, revision=None, local_files_only=True)
+    card = read_card(place) if place.is_dir() else Card()
+    if row:
+        card = card.over(Card(row.note, row.steps, row.guidance_scale))
+    facts = {
+        "model": model,
+        "what it is": card.description,
+        "steps": card.steps,
+        "guidance": None if card.guidance_scale is None else f"{card.guidance_scale:g}",
+        "where it lies": place,
+        "words": ", ".join(card.vocabulary) or "its card lists none",
+    }
+    for name, value in facts.items():
+        if value is not None:
+            print(textwrap.fill(f"{name}: {value}", 100, subsequent_indent="  ", break_on_hyphens=False))
 
 
 @app.command()

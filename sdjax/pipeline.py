@@ -38,9 +38,10 @@ from sdjax.models import Definition, Family, Params, is_quantised
 from sdjax.models.quantised import is_large_weight, quantise_weight
 from sdjax.preparing import Drawing, Weights, prepare, with_controlnets
 from sdjax.requests import Request, Seed, Settings, resolve
-from sdjax.variants import BUNDLED, VARIANTS
+from sdjax.variants import BUNDLED, BUNDLED_FOLDER, VARIANTS
 
 __all__ = [
+    "BUNDLED_FOLDER",
     "Batch",
     "Conditioning",
     "Control",
@@ -64,7 +65,6 @@ __all__ = [
 ]
 
 Progress: TypeAlias = Callable[[int, int], None]
-BUNDLED_FOLDER = Path(__file__).parent / "bundled"
 STEPS, GUIDANCE_SCALE = 20, 7.5
 """Defaults for checkpoints that are not in the table of variants."""
 LOADING = (

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 
 
@@ -25,6 +26,7 @@ class Variant:
 
 
 BUNDLED = "tiny"
+BUNDLED_FOLDER = Path(__file__).parent / "bundled"
 VARIANTS: Mapping[str, Variant] = MappingProxyType(
     {
         BUNDLED: Variant("bundled", 64, 20, 3.0, "in the package: coloured shapes"),

@@ -367,3 +367,16 @@ def test_an_adapter_that_a_prompt_names_is_drawn_with_and_is_in_the_pictures_par
     code, _, err = call(capsys, "generate", "a star <lora:outlin:0.8>", "--lora-dir", folder, "-o", "d.png", *shared)
     assert (code, err) == (0, "sdjax: warning: <lora:outlin:0.8> is left out: there is no adapter 'outlin'\n")
     np.testing.assert_array_equal(np.asarray(Image.open("d.png")), plain)
+
+
+def test_a_models_words_are_listed(here, capsys):
+    code, out, err = call(capsys, "models", "tiny")
+    assert (code, err) == (0, "")
+    assert out.startswith("model: tiny\nwhat it is: ")
+    assert "words: circle, square, triangle" in out
+    assert max(map(len, out.splitlines())) <= 100
+    (here / "mine").mkdir()
+    (here / "mine" / "card.json").write_text('{"steps": 7, "vocabulary": ["dog"]}')
+    assert "steps: 7\n" in call(capsys, "models", "./mine")[1]
+    code, _, err = call(capsys, "models", "tinny")
+    assert (code, err) == (2, "sdjax: there is no model 'tinny': did you mean 'tiny'?\n")

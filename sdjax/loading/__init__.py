@@ -42,6 +42,7 @@ __all__ = [
     "load",
     "load_controlnet",
     "load_embedding",
+    "locate",
     "lora_merger",
     "read_card",
     "read_lora",
