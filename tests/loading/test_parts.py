@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import sdjax
+from sdjax.arguments import with_variant
 from sdjax.devices.target import local_target
 from sdjax.errors import CheckpointError, RequestError
 from sdjax.loading.controlnet import load_controlnet
@@ -246,3 +247,12 @@ def test_autoencoders_of_another_kind_or_width_are_refused(layouts, other, tmp_p
     with pytest.raises(RequestError, match="vae must be a folder"):
         sdjax.Pipeline.from_pretrained(layouts("sd1").folder, vae=3)
     assert load_file(folder / "folder" / f"{STEM}.safetensors")
+
+
+def test_the_command_line_writes_a_variant_behind_an_at_sign(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "me@home").mkdir()
+    assert with_variant("owner/net@fp16") == ("owner/net", "fp16")
+    assert with_variant("owner/net") == ("owner/net", None)
+    assert with_variant("me@home") == ("me@home", None)
+    assert with_variant("me@home@fp16") == ("me@home", "fp16")
