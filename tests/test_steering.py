@@ -127,7 +127,7 @@ def test_a_red_circle_put_into_a_quarter_is_found_there(pipe):
             pixels = np.asarray(picture)
             assert np.array_equal(pixels[mask == 0], np.asarray(scene)[mask == 0])
             region = Image.fromarray(pixels[top : top + 32, left : left + 32]).resize((64, 64))
-            found += [(shape.color, shape.kind) for shape in read(np.asarray(region)).shapes] == [("red", "circle")]
+            found += [(shape.color, shape.likeness) for shape in read(np.asarray(region)).shapes] == [("red", "circle")]
     assert found >= 0.85 * tries, f"{found} of {tries}"
 
 

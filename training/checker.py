@@ -1,15 +1,20 @@
-"""Reads a drawing back from its pixels, and checks it against the scene that it should show.
+"""Reads a drawing back from its pixels, and checks it against the scene that it should show. Strictly.
 
-The reader knows the palette and what each kind looks like, but neither prompt nor scene. Pixels are named by their
-nearest palette colour in OKLab (Ottosson, "A perceptual color space for image processing", 2020), where the frame of
-the picture gives the background. An edge between two colours passes through others (red to yellow through orange), so a
+The reader has the palette and each kind's outline, but neither prompt nor scene. Pixels are named by their nearest
+palette colour in OKLab (Ottosson, "A perceptual color space for image processing", 2020), where the frame of the
+picture gives the background. An edge between two colours passes through others (red to yellow through orange), so a
 colour counts only where it is thick, and a shape's outline comes from how far each pixel lies on the way from the
-background's colour to the shape's own. The outline, brought to unit size, is then compared with each kind's.
+background's colour to the shape's own.
+
+Every connected piece is a shape of its own. It is of a kind only if it has as many holes as the kind, is at most a
+tenth wider or higher than it, and covers, once its position and scale are aligned, at least 85% of what either covers.
 """
 
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
-from typing import TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,33 +24,51 @@ from training.drawings import COLORS, KINDS, PALETTE, Color, Kind, Picture, Plac
 
 Floats: TypeAlias = NDArray[np.float32]
 Mask: TypeAlias = NDArray[np.bool_]
+Statement: TypeAlias = Literal["background", "color", "relation", "place"]
 
-# A fraction of the picture; the smallest shape that the drawings hold has 0.03.
-_LEAST_AREA = 0.01
-_LEAST_FIT = 0.6
+STATEMENTS: tuple[Statement, ...] = get_args(Statement)
+"""What a prompt may leave unsaid. Kinds and the number of shapes are always said."""
+LEAST_FIT = 0.85
+MOST_STRETCH = 1.1
+HOLES: dict[Kind, int] = {"circle": 0, "square": 0, "triangle": 0, "star": 0, "ring": 1}
+
+# Fractions of the picture: the smallest piece and the smallest hole that count. The drawings' smallest shape has 0.025.
+_LEAST_AREA = 0.002
+_LEAST_HOLE = 0.002
 _FRAME = 1 / 16
 # How far off the middle a centre is no longer central: centred shapes stay within 2/64, those at an edge beyond 8/64.
 _OFF_CENTER = 5 / 64
+_GRID = 64
+_SCALES = (0.94, 0.97, 1.0, 1.03, 1.06)
 
 
 @dataclass(frozen=True, slots=True)
 class FoundShape:
-    """A shape read from pixels.
+    """A piece read from pixels.
 
-    `center` is the middle (x, y) of its bounding box in fractions of the side, `area` its share of the picture, and
-    `fit` the overlap (intersection over union, 0 to 1) with the kind that it is most like. `kind` is None below 0.6.
+    `center` is the middle (x, y) of its bounding box in fractions of the side, `area` its share of the picture, `fit`
+    the overlap (intersection over union, 0 to 1) with `likeness`, the kind that it is most like, `stretch` how many
+    times wider or higher than it the piece is, and `holes` their number.
     """
 
-    kind: Kind | None
+    likeness: Kind
     color: Color
     center: Point
     area: float
     fit: float
+    stretch: float
+    holes: int
+
+    @property
+    def kind(self) -> Kind | None:
+        """The kind that the piece is a good drawing of; None if it is none."""
+        good = self.fit >= LEAST_FIT and self.stretch <= MOST_STRETCH and self.holes == HOLES[self.likeness]
+        return self.likeness if good else None
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a picture shows: its background and its shapes, the largest first."""
+    """What a picture shows: its background and its pieces, the largest first."""
 
     background: Color
     shapes: tuple[FoundShape, ...]
@@ -53,18 +76,18 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Which of a scene's statements hold in a picture.
+    """Which of a scene's statements hold in a picture; None for what was not said or does not apply.
 
     background: the frame's colour is the scene's.
-    colors: the shapes' colours are exactly the scene's, none missing and none besides.
-    kinds: for each of the scene's shapes, the one found in its colour is of its kind.
-    count: as many shapes as in the scene.
-    relation: the two shapes, told by their colours, stand as said; None for a lone shape.
-    place: the lone shape, told by its colour, is where it should be; None for two.
+    colors: the pieces' colours are exactly the scene's, none missing and none besides.
+    kinds: for each of the scene's shapes there is a piece of its kind and colour.
+    count: as many pieces as the scene has shapes.
+    relation: two shapes, told apart by their colours, stand as said; equal ones along the axis that was said.
+    place: the lone shape is where it should be.
     """
 
-    background: bool
-    colors: bool
+    background: bool | None
+    colors: bool | None
     kinds: bool
     count: bool
     relation: bool | None
@@ -72,12 +95,12 @@ class Verdict:
 
     @property
     def everything(self) -> bool:
-        """Whether all that applies holds."""
+        """Whether all that was said holds."""
         return False not in (self.background, self.colors, self.kinds, self.count, self.relation, self.place)
 
 
 def read(picture: Picture) -> Reading:
-    """Background and shapes of a picture, uint8 sRGB (height, width, 3), at least 32 pixels a side."""
+    """Background and pieces of a picture, uint8 sRGB (height, width, 3), at least 32 pixels a side."""
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or min(picture.shape[:2]) < 32:
         raise ValueError(
             f"the picture is {picture.dtype} {picture.shape}, but must be uint8 (height, width, 3), at least 32 a side"
@@ -98,21 +121,37 @@ def read(picture: Picture) -> Reading:
     return Reading(COLORS[ground], tuple(sorted(shapes, key=lambda shape: -shape.area)))
 
 
-def check(picture: Picture, scene: Scene) -> Verdict:
-    """Whether the picture, as for `read`, shows the scene. Sizes aren't judged."""
+def check(picture: Picture, scene: Scene, said: Collection[Statement] = STATEMENTS) -> Verdict:
+    """Whether the picture, as for `read`, shows the scene, as far as it was said. Sizes aren't judged."""
     reading = read(picture)
-    by_color = {shape.color: shape for shape in reversed(reading.shapes)}  # the largest of a colour stands for it
-    found = [by_color.get(shape.color) for shape in scene.shapes]
-    centers = [shape.center for shape in found if shape is not None]
-    complete = len(centers) == len(scene.shapes)
+    shapes = reading.shapes
+    colored = "color" in said
+    wanted = Counter((shape.kind, shape.color if colored else None) for shape in scene.shapes)
+    drawn = Counter((shape.kind, shape.color if colored else None) for shape in shapes)
     return Verdict(
-        background=reading.background == scene.background,
-        colors=set(by_color) == {shape.color for shape in scene.shapes},
-        kinds=all(f is not None and f.kind == s.kind for f, s in zip(found, scene.shapes, strict=True)),
-        count=len(reading.shapes) == len(scene.shapes),
-        relation=None if scene.relation is None else complete and _stands(scene.relation, centers[0], centers[1]),
-        place=None if scene.place is None else complete and _place(centers[0]) == scene.place,
+        background=reading.background == scene.background if "background" in said else None,
+        colors={shape.color for shape in shapes} == {shape.color for shape in scene.shapes} if colored else None,
+        kinds=wanted <= drawn,
+        count=len(shapes) == len(scene.shapes),
+        relation=_related(shapes, scene, scene.relation) if scene.relation and "relation" in said else None,
+        place=_placed(shapes, scene, colored=colored) if scene.place and "place" in said else None,
     )
+
+
+def _placed(shapes: tuple[FoundShape, ...], scene: Scene, *, colored: bool) -> bool:
+    fitting = [shape for shape in shapes if not colored or shape.color == scene.shapes[0].color]
+    return bool(fitting) and _place(fitting[0].center) == scene.place
+
+
+def _related(shapes: tuple[FoundShape, ...], scene: Scene, relation: Relation) -> bool:
+    if scene.is_group:
+        if len(shapes) < 2:
+            return False
+        first, second = shapes[0].center, shapes[1].center
+        return _stands(relation, first, second) or _stands(relation, second, first)
+    by_color = {shape.color: shape.center for shape in reversed(shapes)}  # the largest of a colour stands for it
+    centers = [by_color.get(shape.color) for shape in scene.shapes]
+    return centers[0] is not None and centers[1] is not None and _stands(relation, centers[0], centers[1])
 
 
 def _nearest_colors(picture: Picture) -> NDArray[np.intp]:
@@ -183,32 +222,58 @@ def _found(coverage: Floats, color: Color) -> FoundShape:
     height, width = coverage.shape
     rows, columns = (np.flatnonzero((coverage > 0.5).any(axis=axis)) for axis in (1, 0))
     center = (float(columns[0] + columns[-1] + 1) / 2 / width, float(rows[0] + rows[-1] + 1) / 2 / height)
-    outline = _unit_outline(coverage)
-    fits = np.minimum(_TEMPLATES, outline).sum(axis=(1, 2)) / np.maximum(_TEMPLATES, outline).sum(axis=(1, 2))
+    templates, shapes = _templates()
+    fits = np.max([_overlaps(templates, _unit_outline(coverage, scale)) for scale in _SCALES], axis=0)
     best = int(fits.argmax())
-    kind = KINDS[best] if fits[best] >= _LEAST_FIT else None
-    return FoundShape(kind, color, center, float(coverage.mean()), float(fits[best]))
+    stretch = _width_over_height(coverage) / shapes[best]
+    return FoundShape(
+        KINDS[best],
+        color,
+        center,
+        float(coverage.mean()),
+        float(fits[best]),
+        float(max(stretch, 1 / stretch)),
+        _count_holes(coverage),
+    )
 
 
-def _unit_outline(coverage: Floats) -> Floats:
-    """The coverage resampled to 32x32, moved to its centre of mass and scaled to a root-mean-square radius of one."""
+def _overlaps(templates: Floats, outline: Floats) -> Floats:
+    overlaps: Floats = np.minimum(templates, outline).sum(axis=(1, 2)) / np.maximum(templates, outline).sum(axis=(1, 2))
+    return overlaps
+
+
+def _width_over_height(coverage: Floats) -> float:
+    """The sides' ratio of the bounding box, to a fraction of a pixel."""
+    return float(coverage.max(axis=0).sum() / coverage.max(axis=1).sum())
+
+
+def _count_holes(coverage: Floats) -> int:
+    solid = coverage > 0.5
+    holes, count = ndimage.label(ndimage.binary_fill_holes(solid) & ~solid)
+    return int((np.bincount(holes.ravel(), minlength=count + 1)[1:] >= _LEAST_HOLE * solid.size).sum())
+
+
+def _unit_outline(coverage: Floats, scale: float = 1.0) -> Floats:
+    """The coverage resampled to 64x64, moved to its centre of mass and scaled to a root-mean-square radius of one."""
     rows, columns = np.indices(coverage.shape, dtype=np.float32)
     mass = coverage.sum()
     row, column = (coverage * rows).sum() / mass, (coverage * columns).sum() / mass
     radius = np.sqrt((coverage * ((rows - row) ** 2 + (columns - column) ** 2)).sum() / mass)
-    steps = np.linspace(-2.2, 2.2, 32, dtype=np.float32) * radius
+    steps = np.linspace(-2.2, 2.2, _GRID, dtype=np.float32) * (radius * scale)
     grid = np.meshgrid(row + steps, column + steps, indexing="ij")
     outline: Floats = ndimage.map_coordinates(coverage, grid, order=1, output=np.float32)
     return outline
 
 
-def _template(kind: Kind) -> Floats:
-    shape = Shape(kind, "black", "large", radius=0.4, center=(0.5, 0.5))
-    drawing = draw(Scene("white", (shape,), place="center"))
-    return _unit_outline(1 - np.float32(1 / 255) * drawing[..., 0].astype(np.float32))
-
-
-_TEMPLATES: Floats = np.stack([_template(kind) for kind in KINDS])
+@cache
+def _templates() -> tuple[Floats, tuple[float, ...]]:
+    """Each kind's unit outline, and its width over its height."""
+    drawings = [
+        draw(Scene("white", (Shape(kind, "black", "large", radius=0.4, center=(0.5, 0.5)),), place="center"), 256)
+        for kind in KINDS
+    ]
+    coverages = [1 - np.float32(1 / 255) * drawing[..., 0].astype(np.float32) for drawing in drawings]
+    return np.stack([_unit_outline(c) for c in coverages]), tuple(_width_over_height(c) for c in coverages)
 
 
 def _stands(relation: Relation, first: Point, second: Point) -> bool:

@@ -1,18 +1,18 @@
-"""The drawings that the bundled model learns from: one or two flat shapes on a plain background.
+"""The drawings that the bundled model learns from: one to three flat shapes on a plain background.
 
 A `Scene` says what is in a picture; `draw` turns it into pixels. All lengths are fractions of the picture's side, with
 x to the right and y down, so one scene can be drawn at any size.
 
 **Held out.** About a tenth of all *combinations* never occurs in training and is kept for evaluation. A combination is
-the background's colour, each shape's kind and colour, and (for two shapes) their relation; sizes and exact places do
-not count. "A above B" and "B below A" are one combination, and so are "A left of B" and "B right of A". Whether a
-combination is held out depends on a hash of its words alone: the same on every machine, in every run. Each word
-and nearly every pair of words is therefore seen in training; new in a held-out prompt is how they come together.
+the background's colour, each shape's kind and colour, and (for two that differ) their relation, or (for equal ones)
+their number; sizes and exact places do not count. "A above B" and "B below A" are one combination, and so are "A left
+of B" and "B right of A". Whether a combination is held out depends on a hash of its words alone: the same on every
+machine, in every run. Each word and nearly every pair of words is therefore seen in training; new in a held-out prompt
+is how they come together.
 """
 
 import hashlib
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
@@ -52,15 +52,18 @@ PALETTE: dict[Color, tuple[int, int, int]] = {
     "white": (255, 255, 255),
 }
 
-# Lengths in 64ths of the side: pixels at the bundled model's native size. Shapes are large because one latent covers
-# 4x4 pixels, and what is smaller than a few latents has no shape left.
+# Lengths in 64ths of the side. Shapes are large because one latent covers 4x4 of these units, and what is smaller than
+# a few latents has no shape left.
 _UNIT = 1 / 64
 _RADII: dict[int, dict[Size, tuple[float, float]]] = {
     1: {"small": (12, 14), "large": (17, 20)},
     2: {"small": (9.5, 10.5), "large": (12.5, 14)},
+    3: {"small": (9, 10), "large": (11.5, 13)},
 }
 _MARGIN, _GAP, _DRIFT, _JITTER = 2.0, 3.0, 6.0, 2.0
 _TWO_SHAPES_SHARE = 0.65
+GROUP_SHARES = {2: 0.09, 3: 0.11}
+"""How many of the training scenes are groups of equal shapes, by their number."""
 _HELD_OUT_SHARE = 0.1
 
 _STAR_INNER = 0.45
@@ -82,10 +85,11 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What a picture shows.
+    """What a picture shows: a lone shape, two shapes of different colours, or a group of two or three equal shapes.
 
-    Two shapes have a `relation`, read as "the first is `relation` the second"; a lone shape has a `place` instead.
-    Raises ValueError for any other number of shapes, or where two of the scene's colours are equal.
+    A lone shape has a `place`. Two shapes have a `relation`, read as "the first is `relation` the second"; so has a
+    group of two. Three have neither.
+    Raises ValueError for anything else, or where two colours are equal that must differ.
     """
 
     background: Color
@@ -94,21 +98,38 @@ class Scene:
     place: Place | None = None
 
     def __post_init__(self) -> None:
-        if len(self.shapes) not in (1, 2):
-            raise ValueError(f"a scene has 1 or 2 shapes, not {len(self.shapes)}")
-        if (self.relation is not None) != (len(self.shapes) == 2):
-            raise ValueError(
-                f"relation is {self.relation!r}, but there are {len(self.shapes)} shapes: two shapes have one"
-            )
-        if (self.place is not None) != (len(self.shapes) == 1):
-            raise ValueError(f"place is {self.place!r}, but there are {len(self.shapes)} shapes: a lone shape has one")
-        colors = [self.background, *(shape.color for shape in self.shapes)]
+        count = len(self.shapes)
+        if count not in (1, 2, 3):
+            raise ValueError(f"a scene has 1 to 3 shapes, not {count}")
+        if (self.relation is not None) != (count == 2):
+            raise ValueError(f"relation is {self.relation!r}, but there are {count} shapes: two shapes have one")
+        if (self.place is not None) != (count == 1):
+            raise ValueError(f"place is {self.place!r}, but there are {count} shapes: a lone shape has one")
+        if count == 3 and not self.is_group:
+            raise ValueError("three shapes of a scene are equal in kind, colour and size")
+        colors = [self.background, *(shape.color for shape in (self.shapes[:1] if self.is_group else self.shapes))]
         if len(set(colors)) < len(colors):
             raise ValueError(f"the colours of a scene must differ, background first: {colors}")
 
+    @property
+    def is_group(self) -> bool:
+        """Whether there are several shapes, equal in kind, colour and size."""
+        return len(self.shapes) > 1 and len({(shape.kind, shape.color, shape.size) for shape in self.shapes}) == 1
+
+
+def sample_group(rng: np.random.Generator, count: int) -> Scene:
+    """A group of two or three equal shapes, held out or not; kind, colours, size and arrangement are uniform."""
+    background, color = (COLORS[i] for i in rng.permutation(len(COLORS))[:2])
+    kind, size = KINDS[rng.integers(len(KINDS))], SIZES[rng.integers(len(SIZES))]
+    radius = rng.uniform(*_RADII[count][size])
+    relation = RELATIONS[rng.integers(len(RELATIONS))] if count == 2 else None
+    centers = _triangle(rng, radius) if relation is None else _related_centers(rng, relation, radius, radius)
+    shapes = tuple(Shape(kind, color, size, radius * _UNIT, (x * _UNIT, y * _UNIT)) for x, y in centers)
+    return Scene(background, shapes, relation)
+
 
 def sample_scene(rng: np.random.Generator) -> Scene:
-    """Any scene, held out or not. Kinds, colours, sizes, relations and places are uniform and independent."""
+    """A scene of one shape or two of different colours, held out or not; all that is said of it is uniform."""
     count = 2 if rng.random() < _TWO_SHAPES_SHARE else 1
     background, *colors = (COLORS[i] for i in rng.permutation(len(COLORS))[: count + 1])
     kinds = [KINDS[i] for i in rng.integers(len(KINDS), size=count)]
@@ -131,19 +152,34 @@ def sample_scene(rng: np.random.Generator) -> Scene:
 
 
 def sample_training_scene(rng: np.random.Generator) -> Scene:
-    """A scene whose combination is not held out."""
-    return _first(rng, lambda scene: not held_out(scene))
+    """A scene of one to three shapes whose combination is not held out."""
+    while held_out(scene := _sample_any(rng)):
+        pass
+    return scene
 
 
-def sample_held_out_scene(rng: np.random.Generator) -> Scene:
-    """A scene whose combination never occurs in training."""
-    return _first(rng, held_out)
+def sample_held_out_scene(rng: np.random.Generator, count: int | None = None) -> Scene:
+    """A scene whose combination never occurs in training: a lone shape or two (or `count` of 1 or 2 shapes)."""
+    while not held_out(scene := sample_scene(rng)) or count not in (None, len(scene.shapes)):
+        pass
+    return scene
+
+
+def _sample_any(rng: np.random.Generator) -> Scene:
+    at = rng.random()
+    for count, share in GROUP_SHARES.items():
+        if at < share:
+            return sample_group(rng, count)
+        at -= share
+    return sample_scene(rng)
 
 
 def held_out(scene: Scene) -> bool:
     """Whether the scene's combination is kept out of training; what a combination is, the module's docstring says."""
     words = [f"{shape.color} {shape.kind}" for shape in scene.shapes]
-    if scene.relation in ("above", "left of"):
+    if scene.is_group:
+        words = [str(len(scene.shapes)), words[0]]
+    elif scene.relation in ("above", "left of"):
         words.insert(1, scene.relation)
     elif scene.relation is not None:
         words = [words[1], OPPOSITE[scene.relation], words[0]]
@@ -172,12 +208,6 @@ def draw(scene: Scene, size: int = 64) -> Picture:
     return np.asarray(image.reduce(_SUPERSAMPLING))
 
 
-def _first(rng: np.random.Generator, wanted: Callable[[Scene], bool]) -> Scene:
-    while not wanted(scene := sample_scene(rng)):
-        pass
-    return scene
-
-
 def _related_centers(rng: np.random.Generator, relation: Relation, first: float, second: float) -> tuple[Point, Point]:
     """Centres of two shapes with the given radii, their boxes at least `_GAP` apart along the relation's axis."""
     swapped = relation in ("below", "right of")
@@ -189,6 +219,19 @@ def _related_centers(rng: np.random.Generator, relation: Relation, first: float,
     vertical = relation in ("above", "below")
     near_center, far_center = ((b, a) if vertical else (a, b) for a, b in zip(along, across, strict=True))
     return (far_center, near_center) if swapped else (near_center, far_center)
+
+
+def _triangle(rng: np.random.Generator, radius: float) -> tuple[Point, ...]:
+    """Centres of three shapes: one above or below the middle of two, with at least `_GAP` between their boxes."""
+    slack = 64 - 2 * _MARGIN - 4 * radius - _GAP
+    between = 2 * radius + _GAP + rng.uniform(0, slack)
+    down = 2 * radius + _GAP + rng.uniform(0, slack)
+    free = 64 - 2 * _MARGIN - 2 * radius
+    left = _MARGIN + radius + rng.uniform(0, free - between)
+    top = _MARGIN + radius + rng.uniform(0, free - down)
+    alone, pair = (top, top + down) if rng.random() < 0.5 else (top + down, top)
+    middle = left + between / 2 + rng.uniform(-_JITTER, _JITTER)
+    return (middle, alone), (left, pair), (left + between, pair)
 
 
 def _placed_center(rng: np.random.Generator, place: Place, radius: float) -> Point:

@@ -5,7 +5,20 @@ import pytest
 from scipy import ndimage
 
 from training.checker import Verdict, check, read
-from training.drawings import KINDS, OPPOSITE, PALETTE, Picture, Scene, Shape, draw, sample_scene
+from training.drawings import (
+    COLORS,
+    KINDS,
+    OPPOSITE,
+    PALETTE,
+    Kind,
+    Picture,
+    Scene,
+    Shape,
+    draw,
+    sample_group,
+    sample_scene,
+    sample_training_scene,
+)
 
 CRITERIA = ("background", "colors", "kinds", "count", "relation", "place", "everything")
 
@@ -33,13 +46,13 @@ def blurred(picture: Picture, sigma: float, noise: float, rng: np.random.Generat
 
 def test_true_drawings_pass_every_criterion(scenes, pictures):
     passed = shares([check(p, s) for p, s in zip(pictures, scenes, strict=True)])
-    assert min(passed.values()) >= 0.999, passed
+    assert min(passed.values()) >= 0.997, passed
 
 
-def test_blur_and_noise_do_not_matter(scenes, pictures):
+def test_a_little_blur_and_noise_do_not_matter(scenes):
     rng = np.random.default_rng(1)
-    degraded = [blurred(p, 0.7, 4, rng) for p in pictures]
-    passed = shares([check(p, s) for p, s in zip(degraded, scenes, strict=True)])
+    degraded = [blurred(draw(s, size=128), 0.7, 4, rng) for s in scenes[:500]]
+    passed = shares([check(p, s) for p, s in zip(degraded, scenes, strict=False)])
     assert min(passed.values()) >= 0.99, passed
 
 
@@ -50,19 +63,104 @@ def test_shifted_colors_do_not_matter(scenes, pictures):
     assert min(passed.values()) >= 0.99, passed
 
 
-def test_specks_are_not_shapes(scenes, pictures):
+def test_specks_are_not_shapes(scenes):
     rng = np.random.default_rng(3)
-    specked = [p.copy() for p in pictures[:500]]
+    specked = [draw(s, size=128).copy() for s in scenes[:300]]
     for picture in specked:
-        for row, column in rng.integers(0, 61, (6, 2)):
+        for row, column in rng.integers(0, 125, (6, 2)):
             picture[row : row + 3, column : column + 2] = rng.choice(list(PALETTE.values()))
     passed = shares([check(p, s) for p, s in zip(specked, scenes, strict=False)])
     assert min(passed.values()) >= 0.99, passed
 
 
-def test_drawings_of_twice_the_size_pass_too(scenes):
-    passed = shares([check(draw(s, size=128), s) for s in scenes[:300]])
-    assert min(passed.values()) >= 0.99, passed
+def test_true_drawings_of_the_size_that_the_model_learns_pass_groups_included():
+    rng = np.random.default_rng(8)
+    sample = [sample_training_scene(rng) for _ in range(1000)]
+    passed = shares([check(draw(s, size=128), s) for s in sample])
+    assert min(passed.values()) >= 0.997, passed
+
+
+def lone(kind: Kind, size: int = 128) -> tuple[Scene, Picture]:
+    scene = Scene("white", (Shape(kind, "blue", "small", 0.2, (0.5, 0.5)),), place="center")
+    return scene, draw(scene, size)
+
+
+def stretched(picture: Picture, by: float) -> Picture:
+    """The picture, wider by a factor about its middle."""
+    middle = picture.shape[1] / 2 - 0.5
+    levels = ndimage.affine_transform(
+        picture.astype(np.float64), [1, 1 / by, 1], offset=[0, middle - middle / by, 0], order=1, mode="nearest"
+    )
+    return levels.round().astype(np.uint8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_shape_more_than_a_tenth_too_wide_or_too_high_is_of_no_kind(kind):
+    scene, picture = lone(kind)
+    for by, right in ((1.0, True), (1.06, True), (1.15, False), (1 / 1.06, True), (1 / 1.15, False)):
+        assert check(stretched(picture, by), scene).kinds == right, by
+
+
+@pytest.mark.parametrize("size", [64, 128])
+def test_a_star_whose_points_are_melted_is_no_star(size):
+    scene, picture = lone("star", size)
+    rounder = ndimage.gaussian_filter(picture.astype(np.float64), (size / 32, size / 32, 0))
+    assert check(picture, scene).kinds
+    inside = rounder[..., :1] < (PALETTE["blue"][0] + 255) / 2
+    melted = np.where(inside, np.uint8(PALETTE["blue"]), np.uint8(255))
+    assert read(melted).shapes[0].likeness == "star"
+    assert not check(melted, scene).kinds
+
+
+def test_a_ring_with_two_holes_and_a_ring_without_one_are_no_rings():
+    scene, picture = lone("ring")
+    closed, halved = picture.copy(), picture.copy()
+    closed[48:80, 48:80] = PALETTE["blue"]
+    halved[40:88, 60:68] = PALETTE["blue"]
+    assert check(picture, scene).kinds
+    assert not check(closed, scene).kinds
+    assert read(halved).shapes[0].holes == 2
+    assert not check(halved, scene).kinds
+
+
+def test_a_circle_with_a_hole_is_no_circle():
+    scene, picture = lone("circle")
+    picture = picture.copy()
+    picture[60:68, 60:68] = 255
+    assert not check(picture, scene).kinds
+
+
+def test_a_shape_in_two_pieces_and_a_shape_with_a_crumb_beside_it_are_not_one_shape():
+    scene, picture = lone("circle")
+    halves, crumb = picture.copy(), picture.copy()
+    halves[:, 61:67] = 255
+    crumb[10:18, 10:18] = PALETTE["blue"]
+    assert not check(halves, scene).count
+    assert not check(halves, scene).kinds
+    assert not check(crumb, scene).count
+
+
+def test_what_is_unsaid_is_not_judged():
+    scene, picture = lone("circle")
+    other = replace(scene, background="green", place="left", shapes=(replace(scene.shapes[0], color="red"),))
+    assert check(picture, other, said=()) == Verdict(None, None, True, True, None, None)
+    assert check(picture, other, said=("color",)) == Verdict(None, False, False, True, None, None)
+
+
+def test_a_group_is_as_many_equal_shapes_as_were_said():
+    rng = np.random.default_rng(9)
+    for _ in range(100):
+        three = sample_group(rng, 3)
+        fewer = draw(Scene(three.background, three.shapes[:1], place="center"), 128)
+        kind = "star" if three.shapes[0].kind != "star" else "ring"
+        other = replace(three, shapes=tuple(replace(shape, kind=kind) for shape in three.shapes))
+        assert check(draw(three, 128), three) == Verdict(True, True, True, True, None, None)
+        assert check(fewer, three) == Verdict(True, True, False, False, None, None)
+        assert check(draw(three, 128), other) == Verdict(True, True, False, True, None, None)
+        two = sample_group(rng, 2)
+        across = "above" if two.relation in ("left of", "right of") else "left of"
+        assert check(draw(two, 128), two).relation
+        assert not check(draw(two, 128), replace(two, relation=across)).relation
 
 
 def test_pictures_of_other_scenes_pass_at_chance(scenes, pictures):
@@ -118,6 +216,8 @@ def test_a_shapeless_blot_has_no_kind():
     picture[20:24, 12:52] = picture[24:44, 12:16] = PALETTE["blue"]
     (blot,) = read(picture).shapes
     assert (blot.color, blot.kind) == ("blue", None)
+    assert blot.likeness in KINDS
+    assert blot.color in COLORS
 
 
 def test_any_picture_can_be_read():

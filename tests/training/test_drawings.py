@@ -134,5 +134,5 @@ def test_a_scene_that_cannot_be_told_apart_is_refused():
         Scene("white", (shape("circle", "red"), shape("star", "blue")))
     with pytest.raises(ValueError, match="place"):
         Scene("white", (shape("circle", "red"),))
-    with pytest.raises(ValueError, match="1 or 2 shapes"):
+    with pytest.raises(ValueError, match="1 to 3 shapes"):
         Scene("white", ())
