@@ -3,30 +3,36 @@
     python -m training.latents --autoencoder runs/autoencoder --folder runs/latents
 
 Scene i is drawn from its number, so only its latents are stored; chunks that are already there are left as they are.
+
+The diffusion model sees every channel with mean zero and variance one, but a checkpoint's config has a single
+`scaling_factor`. The autoencoder's 1x1 convolutions on both sides of the latents can hold any scale and shift of each
+channel, so they take it (`standardised`), and the factor is one.
 """
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core import FrozenDict, unfreeze
 
-from sdjax.models import bind
+from sdjax.models import Params, bind
 from training import autoencoder
 from training.drawings import Scene, draw, sample_training_scene
+from training.products import with_half_products
 
-CHUNK = 8192
-ENCODED_AT_ONCE = 128
-OBJECT_WEIGHT, EDGE_WEIGHT = 2.0, 4.0
+CHUNK = 4096
+ENCODED_AT_ONCE = 64
 
 
-class Latents(NamedTuple):
-    """Latents of scenes: (scenes, 16, 16, 4) float16, unit variance; and how much each counts: (scenes, 16, 16)."""
+class Moments(NamedTuple):
+    """Mean and standard deviation of each channel over all latents of the first chunk: each (channels,)."""
 
-    latents: np.ndarray
-    weights: np.ndarray
+    mean: np.ndarray
+    deviation: np.ndarray
 
 
 def scene(i: int) -> Scene:
@@ -34,26 +40,38 @@ def scene(i: int) -> Scene:
     return sample_training_scene(np.random.default_rng([3, i]))
 
 
-def weights(pictures: np.ndarray) -> np.ndarray:
-    """How much each latent counts in the loss: a background's says little, an edge's tells a star from a circle.
+def standardised(params: Params, moments: Moments) -> Params:
+    """An autoencoder whose latents are (latent - mean) / deviation, and whose pictures are the same."""
+    changed: dict[str, Any] = unfreeze(params)
+    mean, deviation = moments
+    channels = len(mean)
 
-    Args:
-        pictures: (count, 64, 64, 3) uint8 drawings, whose corner is background.
+    inside: Mapping[str, Any] = changed["quant_conv"]
+    scale = np.concatenate([1 / deviation, np.ones(channels)]).astype(np.float32)
+    # the other half are logarithms of variances: a scale is a shift there
+    shift = np.concatenate([-mean / deviation, -2 * np.log(deviation)]).astype(np.float32)
+    changed["quant_conv"] = {
+        "weight": inside["weight"] * scale[:, None, None, None],
+        "bias": inside["bias"] * scale + shift,
+    }
+    outside: Mapping[str, Any] = changed["post_quant_conv"]
+    weight = outside["weight"]
+    changed["post_quant_conv"] = {
+        "weight": weight * deviation[None, :, None, None].astype(np.float32),
+        "bias": outside["bias"] + weight[..., 0, 0] @ mean.astype(np.float32),
+    }
+    return FrozenDict(jax.tree.map(jnp.asarray, changed))
 
-    Returns:
-        (count, 16, 16) float16 of mean one over each picture.
-    """
-    count = len(pictures)
-    shape = (np.abs(pictures.astype(int) - pictures[:, :1, :1].astype(int)).sum(-1) > 40).reshape(count, 16, 4, 16, 4)
-    covered = shape.mean((2, 4))
-    weight = 1 + OBJECT_WEIGHT * covered + EDGE_WEIGHT * ((covered > 0) & (covered < 1))
-    return (weight / weight.mean((1, 2), keepdims=True)).astype(np.float16)
+
+def load_autoencoder(run: Path, folder: Path) -> Params:
+    """The autoencoder of a run with the standardised latents of a folder."""
+    with np.load(folder / "moments.npz") as stored:
+        return standardised(autoencoder.load(run), Moments(stored["mean"], stored["deviation"]))
 
 
-def load(folder: Path, chunks: int) -> Latents:
-    """The first chunks, joined."""
-    parts = [np.load(folder / f"{chunk:03}.npz") for chunk in range(chunks)]
-    return Latents(*(np.concatenate([part[name] for part in parts]) for name in Latents._fields))
+def load(folder: Path, chunks: int) -> np.ndarray:
+    """The first chunks, joined: (scenes, 16, 16, 8) float16."""
+    return np.concatenate([np.load(folder / f"{chunk:03}.npy") for chunk in range(chunks)])
 
 
 def main() -> None:
@@ -61,23 +79,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Encode the training scenes.")
     parser.add_argument("--autoencoder", type=Path, default=Path("runs/autoencoder"))
     parser.add_argument("--folder", type=Path, default=Path("runs/latents"))
-    parser.add_argument("--chunks", type=int, default=4)
+    parser.add_argument("--chunks", type=int, default=12)
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     params = autoencoder.load(args.autoencoder)
-    encode = jax.jit(lambda pictures: bind(autoencoder.DEFINITION, params).encode(pictures / 127.5 - 1).mean)
-    scale_file = args.folder / "scale.npy"
+    encode = jax.jit(
+        with_half_products(lambda pictures: bind(autoencoder.DEFINITION, params).encode(pictures / 127.5 - 1).mean)
+    )
+
+    def means(chunk: int) -> np.ndarray:
+        numbers = range(chunk * CHUNK, (chunk + 1) * CHUNK, ENCODED_AT_ONCE)
+        parts = (
+            np.stack([draw(scene(i), autoencoder.SIZE) for i in range(first, first + ENCODED_AT_ONCE)])
+            for first in numbers
+        )
+        return np.concatenate([encode(part.astype(np.float32)) for part in parts])
+
     for chunk in range(args.chunks):
-        path = args.folder / f"{chunk:03}.npz"
+        path = args.folder / f"{chunk:03}.npy"
         if path.exists():
             continue
-        pictures = np.stack([draw(scene(i)) for i in range(chunk * CHUNK, (chunk + 1) * CHUNK)])
-        means = np.concatenate(
-            [encode(jnp.asarray(part, jnp.float32)) for part in np.split(pictures, CHUNK // ENCODED_AT_ONCE)]
-        )
-        if not scale_file.exists():
-            np.save(scale_file, np.float32(1 / means.std()))
-        np.savez(path, latents=(means * np.load(scale_file)).astype(np.float16), weights=weights(pictures))
+        latents = means(chunk)
+        if chunk == 0:
+            np.savez(args.folder / "moments.npz", mean=latents.mean((0, 1, 2)), deviation=latents.std((0, 1, 2)))
+        with np.load(args.folder / "moments.npz") as moments:
+            latents = (latents - moments["mean"]) / moments["deviation"]
+        part = path.with_suffix(".part.npy")
+        np.save(part, latents.astype(np.float16))
+        part.replace(path)
 
 
 if __name__ == "__main__":

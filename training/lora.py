@@ -30,9 +30,11 @@ from training import text
 from training.captions import caption
 from training.diffusion import Batch, sample_timesteps, velocity_loss
 from training.drawings import Scene, sample_training_scene
-from training.latents import ENCODED_AT_ONCE, Latents, weights
+from training.evaluate import native_size
+from training.latents import ENCODED_AT_ONCE
 from training.loop import train
 from training.outlines import draw_outlined
+from training.products import with_half_products
 
 RANKS = {"to_q": 4, "to_k": 4, "to_v": 4, "to_out.0": 4, "conv1": 6, "conv2": 6}
 """By how a layer's name ends: the projections of the UNet's attention, and the convolutions of its residual blocks."""
@@ -47,7 +49,7 @@ Factors: TypeAlias = dict[str, dict[str, Array]]
 
 
 class State(NamedTuple):
-    """What training changes."""
+    """Arrays that training changes."""
 
     factors: Factors
     optimizer: optax.OptState
@@ -71,21 +73,22 @@ def scene(i: int) -> Scene:
     return sample_training_scene(np.random.default_rng([7, i]))
 
 
-def encoded(checkpoint: Checkpoint) -> Latents:
-    """The outlined drawings as latents of unit variance."""
+def encoded(checkpoint: Checkpoint, size: int) -> np.ndarray:
+    """The outlined drawings of a side in pixels, as latents of unit variance: (pictures, height, width, channels)."""
     vae = bind(checkpoint.definition.vae, checkpoint.params["vae"])
-    encode = jax.jit(lambda x: vae.encode(x / 127.5 - 1).mean * checkpoint.definition.vae_config.scaling_factor)
-    pictures = np.stack([draw_outlined(scene(i)) for i in range(PICTURES)])
+    scale = checkpoint.definition.vae_config.scaling_factor
+    encode = jax.jit(with_half_products(lambda x: vae.encode(x / 127.5 - 1).mean * scale))
+    pictures = np.stack([draw_outlined(scene(i), size) for i in range(PICTURES)])
     parts = np.split(pictures, PICTURES // ENCODED_AT_ONCE)
-    return Latents(np.concatenate([encode(part.astype(np.float32)) for part in parts]), weights(pictures))
+    return np.concatenate([encode(part.astype(np.float32)) for part in parts])
 
 
-def batch(data: Latents, i: int) -> Batch:
+def batch(data: np.ndarray, i: int) -> Batch:
     """The batch of step i."""
     rng = np.random.default_rng([8, i])
     chosen = rng.integers(PICTURES, size=BATCH)
     captions = ["" if rng.random() < UNCONDITIONAL_SHARE else caption(scene(j), rng) for j in chosen]
-    return Batch(data.latents[chosen], data.weights[chosen], text.token_ids(captions), sample_timesteps(rng, BATCH))
+    return Batch(data[chosen], text.token_ids(captions), sample_timesteps(rng, BATCH))
 
 
 def optimizer(steps: int) -> optax.GradientTransformation:
@@ -95,7 +98,7 @@ def optimizer(steps: int) -> optax.GradientTransformation:
 
 
 def initial_state(params: Params, steps: int) -> State:
-    """What a first run starts from: "up" is zero, so the model is the base model."""
+    """Random "down" and zero "up": the model is the base model."""
     leaves = flatten_dict(params)
     rng = np.random.default_rng(9)
     factors = {}
@@ -122,7 +125,7 @@ def trainer(checkpoint: Checkpoint, steps: int) -> Callable[[State, Batch], tupl
             adapted = apply_lora(params, [(adapter(factors, paths), 1.0)])
             return velocity_loss(adapted["unet"], batch, context, key)
 
-        value, grads = jax.value_and_grad(loss)(state.factors)
+        value, grads = jax.value_and_grad(with_half_products(loss))(state.factors)
         updates, opt_state = optimizer(steps).update(grads, state.optimizer)
         return State(optax.apply_updates(state.factors, updates), opt_state, state.step + 1), {"loss": value}
 
@@ -147,12 +150,13 @@ def main() -> None:
     parser.add_argument("--file", type=Path, default=Path("sdjax/bundled/loras/outline.safetensors"))
     parser.add_argument("--steps", type=int, default=1400)
     args = parser.parse_args()
-    checkpoint = sdjax.Pipeline.from_pretrained(dtype="float32").checkpoint
+    pipe = sdjax.Pipeline.from_pretrained(dtype="float32")
+    checkpoint = pipe.checkpoint
     state = train(
         args.folder,
         initial_state(checkpoint.params, args.steps),
         trainer(checkpoint, args.steps),
-        partial(batch, encoded(checkpoint)),
+        partial(batch, encoded(checkpoint, native_size(pipe))),
         steps=args.steps,
         save_every=100,
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 import sdjax
-from training.captions import full_caption
+from training.captions import plain_caption
 from training.drawings import Picture, Scene, sample_held_out_scene
 from training.evaluate import contact_sheet, pictures_of, shares
 from training.outlines import filled, hollow_share
@@ -30,14 +30,14 @@ SHEET_PROMPTS = (
 
 
 def scenes_and_prompts(count: int) -> tuple[list[Scene], list[str]]:
-    """Scenes without rings, of combinations held out of training, and a full caption of each."""
+    """Scenes without rings, of combinations held out of training, and a plain full caption of each."""
     rng = np.random.default_rng(21)
     scenes: list[Scene] = []
     while len(scenes) < count:
         scene = sample_held_out_scene(rng)
         if all(shape.kind != "ring" for shape in scene.shapes):
             scenes.append(scene)
-    return scenes, [full_caption(scene, rng) for scene in scenes]
+    return scenes, [plain_caption(scene) for scene in scenes]
 
 
 def measured(pictures: Sequence[Picture], scenes: Sequence[Scene]) -> dict[str, float]:

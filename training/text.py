@@ -1,9 +1,9 @@
-"""Stage 2: the text encoder, taught to say at the end token what a caption's scene holds.
+"""Stage 2: the text encoder, trained until a linear probe can read a caption's scene at the end token.
 
     python -m training.text --folder runs/text
 
-A CLIP encoder learns its language before a diffusion model hears it, from millions of pictures. Ours learns from the
-scenes behind the captions: a linear probe on the pooled vector must name every attribute (which is thrown away after).
+A CLIP encoder learns its language from millions of pictures before a diffusion model is trained on it. Ours learns from
+the scenes behind the captions: a linear probe on the pooled vector, thrown away after, must name every attribute.
 What a caption leaves unsaid cannot be known; the cross-entropy then settles at the attribute's frequencies.
 """
 
@@ -21,7 +21,7 @@ from jax import Array
 from sdjax.models import CLIPText, CLIPTextConfig, Params, bind, define, initialise
 from training import tokenizer
 from training.captions import caption
-from training.drawings import COLORS, KINDS, OPPOSITE, PLACES, SIZES, Scene, sample_training_scene
+from training.drawings import COLORS, KINDS, OPPOSITE, PLACES, SIZES, Scene, Shape, sample_training_scene
 from training.loop import restore, train
 
 TOKENIZER = tokenizer.load()
@@ -39,13 +39,16 @@ DEFINITION, SHAPES = define(CLIPText, CONFIG, dtype="float32", param_dtype="floa
 BATCH = 64
 
 SHAPE_ATTRIBUTES = (len(COLORS), len(KINDS), len(SIZES))
-CLASSES = (len(COLORS), 2 + len(PLACES), *SHAPE_ATTRIBUTES, *SHAPE_ATTRIBUTES)
-"""Options of each attribute: background, layout (above, left of, or a lone shape's place), then two shapes."""
+GROUPS = ((2, True), (2, False), (3, False))
+"""Groups of equal shapes: their number, and whether they stand side by side."""
+LAYOUTS = 2 + len(PLACES) + len(GROUPS)
+CLASSES = (len(COLORS), LAYOUTS, *SHAPE_ATTRIBUTES, *SHAPE_ATTRIBUTES)
+"""Options of each attribute: background, layout (above, left of, a lone shape's place, a group), then two shapes."""
 UNKNOWN = -1
 
 
 class State(NamedTuple):
-    """What training changes; `probe` maps the pooled vector to all attributes' logits."""
+    """Arrays that training changes; `probe` maps the pooled vector to all attributes' logits."""
 
     params: Params
     probe: Array
@@ -65,9 +68,16 @@ def token_ids(captions: list[str]) -> np.ndarray:
 def attributes(scene: Scene) -> list[int]:
     """The scene's answers to the probe, its shapes in order from the top or left."""
     shapes, relation = scene.shapes, scene.relation
+    if scene.is_group:
+        group = GROUPS.index((len(shapes), relation in ("left of", "right of")))
+        return _answers(scene, 2 + len(PLACES) + group, shapes[:1])
     if relation in ("below", "right of"):
         shapes, relation = shapes[::-1], OPPOSITE[relation]
     layout = ("above", "left of").index(relation) if relation else 2 + PLACES.index(scene.place)
+    return _answers(scene, layout, shapes)
+
+
+def _answers(scene: Scene, layout: int, shapes: tuple[Shape, ...]) -> list[int]:
     answers = [COLORS.index(scene.background), layout]
     for shape in shapes:
         answers += [COLORS.index(shape.color), KINDS.index(shape.kind), SIZES.index(shape.size)]
@@ -113,7 +123,7 @@ def step(steps: int, state: State, batch: tuple[Array, Array]) -> tuple[State, d
 
 
 def initial_state(steps: int) -> State:
-    """What a first run starts from."""
+    """Fresh parameters, and a probe of zeros."""
     params = initialise(CLIPText, CONFIG, dtype="float32", seed=1)
     probe = jnp.zeros((CONFIG.hidden_size, sum(CLASSES)))
     return State(params, probe, optimizer(steps).init((params, probe)))
@@ -129,7 +139,7 @@ def main() -> None:
     """Train from the command line."""
     parser = argparse.ArgumentParser(description="Train the bundled model's text encoder.")
     parser.add_argument("--folder", type=Path, default=Path("runs/text"))
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=4000)
     args = parser.parse_args()
     train(args.folder, initial_state(args.steps), partial(step, args.steps), batch, steps=args.steps, save_every=500)
 

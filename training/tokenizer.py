@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, trainers
 
 from sdjax.loading.tokenizer import END, START, byte_pair_tokenizer, clip_normalizer, clip_pre_tokenizer
 from training.captions import caption, vocabulary
-from training.drawings import sample_scene
+from training.drawings import sample_training_scene
 
 MAX_LENGTH = 32
 
@@ -21,7 +21,7 @@ def learn() -> tuple[dict[str, int], list[tuple[str, str]]]:
     rng = np.random.default_rng(0)
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.normalizer, learner.pre_tokenizer = clip_normalizer(), clip_pre_tokenizer()
-    captions = [caption(sample_scene(rng), rng) for _ in range(4000)] + [" ".join(vocabulary())] * 100
+    captions = [caption(sample_training_scene(rng), rng) for _ in range(4000)] + [" ".join(vocabulary())] * 100
     trainer = trainers.BpeTrainer(vocab_size=4000, min_frequency=50, end_of_word_suffix="</w>", show_progress=False)
     learner.train_from_iterator(captions, trainer)
     merges = [tuple(merge) for merge in json.loads(learner.to_str())["model"]["merges"]]
