@@ -353,7 +353,8 @@ def test_what_stood_in_the_form_for_another_model_gives_way_to_this_models_own(p
     assert page.locator("#prompt").input_value() == "a star"
 
 
-def test_the_viewer_turns_from_picture_to_picture_with_prompt_and_seed(visit, server):
+def test_the_viewer_turns_from_picture_to_picture_with_prompt_and_seed(visit, serve):
+    server = serve()
     jobs = [server.submit(f"picture {i}", seed=10 * i, num_images=2, steps=1) for i in (1, 2)]
     for job in jobs:
         server.wait(job, "complete")
@@ -365,16 +366,18 @@ def test_the_viewer_turns_from_picture_to_picture_with_prompt_and_seed(visit, se
         text = viewer.inner_text().replace("\n", " ")
         found.append(re.search(r"(picture \d).*Seed (\d+)", text).groups())
         assert viewer.locator("#viewer-image").evaluate("image => image.decode().then(() => image.naturalWidth)") == 64
-        viewer.get_by_role("button", name="Next picture").click()
+        if len(found) < 4:
+            viewer.get_by_role("button", name="Next picture").click()
     assert found == [("picture 2", "20"), ("picture 2", "21"), ("picture 1", "10"), ("picture 1", "11")]
-    page.keyboard.press("ArrowLeft")
-    assert "picture 1" in viewer.inner_text()
+    assert viewer.get_by_role("button", name="Next picture").is_disabled()
     viewer.get_by_role("button", name="Previous picture").click()
+    page.keyboard.press("ArrowLeft")
+    assert "picture 2" in viewer.inner_text()
     page.keyboard.press("ArrowRight")
     viewer.get_by_role("button", name="Use these settings").click()
     assert viewer.is_hidden()
     assert page.locator("#prompt").input_value() == "picture 1"
-    page.locator(f"[data-job='{page.locator('.card').first.get_attribute('data-job')}'] .open").click()
+    page.locator(f"[data-job='{jobs[1]}'] .open").click()
     assert viewer.get_by_role("button", name="Previous picture").is_disabled()
     page.keyboard.press("Escape")
     assert viewer.is_hidden()

@@ -4,7 +4,7 @@ import * as api from "./api.js";
 import { jobForm } from "./form.js";
 import { gallery } from "./gallery.js";
 import { viewer } from "./viewer.js";
-import { NO_ANSWER } from "./words.js";
+import { NO_ANSWER, inWords, state } from "./words.js";
 
 const LOOK_EVERY = 2_000;
 
@@ -57,17 +57,27 @@ const pictures = gallery({
 
 /** Wait for the model; jobs of the past are shown meanwhile. */
 async function ready() {
-  const words = { starting: "Loading the model", draining: "About to stop", error: "The model could not be loaded" };
   for (;;) {
     const answer = await fetch("ready").then((response) => response.json()).catch(() => null);
-    if (answer?.status === "ready") break;
-    status(answer?.status ?? "error", words[answer?.status] ?? NO_ANSWER);
+    if (answer?.status === "ready" && (await suited())) return;
+    if (answer?.error) status("error", inWords(new api.ApiError(0, answer.error)));
+    else if (answer?.status && answer.status !== "ready") status(answer.status, state(answer.status));
+    else status("error", NO_ANSWER);
     await new Promise((resolve) => setTimeout(resolve, LOOK_EVERY));
   }
-  const [served] = (await api.read("v1/models")).data;
-  model = served.id;
-  form.suit(served.sdjax, served.id);
-  status("ready", model);
+}
+
+/** Fit the form to the model that is served; false where the server stopped to answer. */
+async function suited() {
+  try {
+    const [served] = (await api.read("v1/models")).data;
+    model = served.id;
+    form.suit(served.sdjax, served.id);
+    status("ready", model);
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 api.onKeyNeeded(askForKey);

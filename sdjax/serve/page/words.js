@@ -13,12 +13,26 @@ const REFUSALS = {
   starting: "The model is still being loaded.",
   unavailable: "The model could not be loaded. The server's log has the reason.",
   internal: "The server failed. Its log has the reason.",
+  storage_full: "The server's disk is full.",
+  storage_failed: "The server can not write to its disk. Its log has the reason.",
+  storage_damaged: "The server's database is damaged. Its log has the reason.",
   too_large: "This is too large to send. Use a smaller picture.",
   timeout: "The picture took too long to arrive. Use a smaller one.",
   wrong_origin: "The server does not accept this page's address. Its log has the reason.",
   wrong_host: "The server does not accept this page's address. Its log has the reason.",
   not_found: "The server does not have this any more.",
 };
+
+/** Why no jobs are taken, by the status of `/ready`. */
+const STATES = {
+  starting: "Loading the model",
+  draining: "About to stop",
+  error: "The model could not be loaded",
+  storage_full: "The server's disk is full",
+  storage_failed: "The server can not write to its disk",
+  storage_damaged: "The server's database is damaged",
+};
+export const state = (status) => STATES[status] ?? `Not ready: ${status}`;
 
 const FAILURES = {
   internal: "The server failed while it drew this. Its log has the reason.",
@@ -30,7 +44,6 @@ const FAILURES = {
 /** Why a request failed: a sentence for the person who sent it. */
 export function inWords(error) {
   if (!(error instanceof ApiError)) return "The server does not answer. What you wrote stays here; try again in a moment.";
-  if (error.status === 507) return after("The server's disk is full.", error);
   if (error.code in REFUSALS) return after(REFUSALS[error.code], error);
   return sentence(error.message, error.field);
 }
