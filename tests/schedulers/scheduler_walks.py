@@ -19,6 +19,26 @@ with mock.patch.dict(sys.modules, {"torchsde": types.ModuleType("torchsde")}):
     dpmsolver_sde = import_module("diffusers.schedulers.scheduling_dpmsolver_sde")
 DPMSolverSDEScheduler = dpmsolver_sde.DPMSolverSDEScheduler
 
+CLASSES = {
+    "ddim": diffusers.DDIMScheduler,
+    "ddpm": diffusers.DDPMScheduler,
+    "euler": diffusers.EulerDiscreteScheduler,
+    "euler_a": diffusers.EulerAncestralDiscreteScheduler,
+    "heun": diffusers.HeunDiscreteScheduler,
+    "kdpm2": diffusers.KDPM2DiscreteScheduler,
+    "kdpm2_a": diffusers.KDPM2AncestralDiscreteScheduler,
+    "lms": diffusers.LMSDiscreteScheduler,
+    "dpmpp_2s": diffusers.DPMSolverSinglestepScheduler,
+    "dpmpp_2m": diffusers.DPMSolverMultistepScheduler,
+    "dpmpp_2m_sde": diffusers.DPMSolverMultistepScheduler,
+    "dpmpp_sde": DPMSolverSDEScheduler,
+    "unipc": diffusers.UniPCMultistepScheduler,
+    "pndm": diffusers.PNDMScheduler,
+    "deis": diffusers.DEISMultistepScheduler,
+    "lcm": diffusers.LCMScheduler,
+    "tcd": diffusers.TCDScheduler,
+}
+"""Of each sampler, its class in diffusers."""
 SHAPE = (2, 8, 8, 4)
 STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 

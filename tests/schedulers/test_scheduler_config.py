@@ -6,7 +6,7 @@ import warnings
 import diffusers
 import numpy as np
 import pytest
-from scheduler_walks import STABLE_DIFFUSION, DPMSolverSDEScheduler
+from scheduler_walks import CLASSES, STABLE_DIFFUSION
 
 from sdjax.schedulers import SAMPLERS, SchedulerConfig, alphas_cumprod, default_sampler, replaced_sampler, table
 
@@ -67,20 +67,6 @@ PUBLISHED = {
         "lcm",
     ),
 }
-CLASSES = {
-    "ddim": diffusers.DDIMScheduler,
-    "ddpm": diffusers.DDPMScheduler,
-    "euler": diffusers.EulerDiscreteScheduler,
-    "euler_a": diffusers.EulerAncestralDiscreteScheduler,
-    "heun": diffusers.HeunDiscreteScheduler,
-    "lms": diffusers.LMSDiscreteScheduler,
-    "dpmpp_2m": diffusers.DPMSolverMultistepScheduler,
-    "unipc": diffusers.UniPCMultistepScheduler,
-    "pndm": diffusers.PNDMScheduler,
-    "deis": diffusers.DEISMultistepScheduler,
-    "lcm": diffusers.LCMScheduler,
-    "tcd": diffusers.TCDScheduler,
-}
 
 
 @pytest.mark.parametrize("beta_schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
@@ -126,7 +112,12 @@ def test_the_published_configs_are_read_and_name_their_sampler(model):
 @pytest.mark.parametrize("name", CLASSES)
 def test_what_a_file_leaves_out_is_the_default_of_its_class(name):
     """Compare a file with nothing but the class with the full one that diffusers writes for it."""
-    needed = {"ddim": {"clip_sample": False}, "ddpm": {"clip_sample": False}, "pndm": {"skip_prk_steps": True}}
+    needed = {
+        "ddim": {"clip_sample": False},
+        "ddpm": {"clip_sample": False},
+        "pndm": {"skip_prk_steps": True},
+        "dpmpp_2m_sde": {"algorithm_type": "sde-dpmsolver++"},
+    }
     options = needed.get(name, {})
     full = CLASSES[name](**options).config
     short = {"_class_name": CLASSES[name].__name__, **options}
@@ -263,27 +254,6 @@ def test_a_config_is_a_hashable_value():
     assert hash(SchedulerConfig()) == hash(SchedulerConfig())
     with pytest.raises(AttributeError):
         SchedulerConfig().beta_start = 0.1
-
-
-CLASSES = {
-    "ddim": diffusers.DDIMScheduler,
-    "ddpm": diffusers.DDPMScheduler,
-    "euler": diffusers.EulerDiscreteScheduler,
-    "euler_a": diffusers.EulerAncestralDiscreteScheduler,
-    "heun": diffusers.HeunDiscreteScheduler,
-    "kdpm2": diffusers.KDPM2DiscreteScheduler,
-    "kdpm2_a": diffusers.KDPM2AncestralDiscreteScheduler,
-    "lms": diffusers.LMSDiscreteScheduler,
-    "dpmpp_2s": diffusers.DPMSolverSinglestepScheduler,
-    "dpmpp_2m": diffusers.DPMSolverMultistepScheduler,
-    "dpmpp_2m_sde": diffusers.DPMSolverMultistepScheduler,
-    "dpmpp_sde": DPMSolverSDEScheduler,
-    "unipc": diffusers.UniPCMultistepScheduler,
-    "pndm": diffusers.PNDMScheduler,
-    "deis": diffusers.DEISMultistepScheduler,
-    "lcm": diffusers.LCMScheduler,
-    "tcd": diffusers.TCDScheduler,
-}
 
 
 @pytest.mark.parametrize("key", ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"])

@@ -1,9 +1,9 @@
 """Euler, Heun, KDPM2 and ancestral forms, LMS and DPM++ SDE, which count in sigmas, against diffusers."""
 
-import diffusers
 import numpy as np
 import pytest
-from scheduler_walks import DPMSolverSDEScheduler, walks
+from scheduler_walks import CLASSES as CLASSES_OF_ALL
+from scheduler_walks import walks
 
 from sdjax.schedulers import table
 
@@ -17,15 +17,7 @@ SIGMA_SCHEDULES = (
     {"use_exponential_sigmas": True},
     {"use_beta_sigmas": True, "timestep_spacing": "trailing"},
 )
-CLASSES = {
-    "euler": diffusers.EulerDiscreteScheduler,
-    "euler_a": diffusers.EulerAncestralDiscreteScheduler,
-    "heun": diffusers.HeunDiscreteScheduler,
-    "kdpm2": diffusers.KDPM2DiscreteScheduler,
-    "kdpm2_a": diffusers.KDPM2AncestralDiscreteScheduler,
-    "lms": diffusers.LMSDiscreteScheduler,
-    "dpmpp_sde": DPMSolverSDEScheduler,
-}
+CLASSES = {name: CLASSES_OF_ALL[name] for name in ("euler", "euler_a", "heun", "kdpm2", "kdpm2_a", "lms", "dpmpp_sde")}
 IN_DIFFUSERS = [
     (name, spacing, prediction_type)
     for name in CLASSES

@@ -1,5 +1,7 @@
 """What a worker says of its model, by the names that the original worker has for published checkpoints."""
 
+from dataclasses import replace
+
 import pytest
 
 import sdjax
@@ -46,3 +48,14 @@ def test_an_adapter_whose_words_can_t_be_read_is_named_as_the_client_named_it(pi
     assert (refused.value.status, refused.value.field) == (422, "loras")
     assert "style.safetensors is not a readable safetensors file" in refused.value.message
     assert str(tmp_path) not in str(vars(refused.value))
+
+
+def test_a_sampler_that_takes_the_place_of_the_models_own_is_in_the_jobs_warnings(pipe):
+    scheduler = replace(pipe.checkpoint.scheduler, class_name="IPNDMScheduler")
+    served = served_model(sdjax.Pipeline(replace(pipe.checkpoint, scheduler=scheduler), name="other"), None)
+    wanted = ImageGeneration(operation="image_generation", prompt="a star")
+    request, _ = resolved(wanted, served, {}, None)
+    assert request["sampler"] == "ddim"
+    assert "IPNDMScheduler" in request["warnings"][0]
+    request, _ = resolved(wanted.model_copy(update={"sampler": "euler"}), served, {}, None)
+    assert request["warnings"] == []
