@@ -42,12 +42,13 @@ ERRORS: Mapping[int, str] = {
     405: "The path has no such method.",
     408: "The body did not arrive in time.",
     409: "It does not fit: another model is served, or the job has already ended, or not yet.",
-    410: "The job was cancelled while its client waited.",
+    410: "The job was cancelled while its client waited, or its picture is not on the server's disk any more.",
     413: "The body is too large.",
     422: "A field is wrong; `field` names it.",
     429: "The queue is full, or this key has enough unfinished jobs: see Retry-After.",
     500: "The server's fault.",
-    503: "The model is being loaded, or the server is about to stop: see Retry-After.",
+    503: "The model is being loaded, the server is about to stop, or its disk fails: see Retry-After.",
+    507: "The server's disk is full: see Retry-After.",
 }
 EVENT_TEXT = """Server-sent events: `queued`, `progress`, `preview`, then `complete`, `error` or `cancelled`, after
 which the stream ends. Each has an `id`; `Last-Event-ID` goes on after it, and an id that is none of the job's tells the
@@ -115,13 +116,15 @@ def _job_paths() -> dict[str, Any]:
                 "description": "The body is read as JSON whatever its content type.",
                 "parameters": [key],
                 "requestBody": _body("application/json", request),
-                "responses": _responses(_json("Accepted", "It waits."), 400, 401, 403, 408, 409, 413, 422, 429, 503),
+                "responses": _responses(
+                    _json("Accepted", "It waits."), 400, 401, 403, 408, 409, 413, 422, 429, 503, 507
+                ),
             },
             "get": {
                 "summary": "List jobs, newest first",
                 "operationId": "list",
                 "parameters": [limit, before],
-                "responses": _responses(_json("JobList", "A page."), 401, 403, 404, 422),
+                "responses": _responses(_json("JobList", "A page."), 401, 403, 404, 422, 503),
             },
         },
         "/v1/jobs/{job_id}": {
@@ -129,13 +132,13 @@ def _job_paths() -> dict[str, Any]:
             "get": {
                 "summary": "Read a job",
                 "operationId": "read",
-                "responses": _responses(_json("JobView", "The job."), 401, 403, 404),
+                "responses": _responses(_json("JobView", "The job."), 401, 403, 404, 503),
             },
             "delete": {
                 "summary": "Cancel a job",
                 "operationId": "cancel",
                 "description": "Cancelling twice is fine. A job that ended otherwise stays as it is: 409.",
-                "responses": _responses(_json("JobView", "It is cancelled."), 401, 403, 404, 409),
+                "responses": _responses(_json("JobView", "It is cancelled."), 401, 403, 404, 409, 503, 507),
             },
         },
         "/v1/jobs/{job_id}/stream": {
@@ -148,7 +151,7 @@ def _job_paths() -> dict[str, Any]:
                 "responses": {
                     "200": {"description": "Events.", "content": {"text/event-stream": {"schema": _events(*EVENTS)}}},
                     "204": {"description": "The end was heard already: don't come back."},
-                    **_errors("ErrorAnswer", 401, 403, 404),
+                    **_errors("ErrorAnswer", 401, 403, 404, 503),
                 },
             },
         },
@@ -159,7 +162,7 @@ def _job_paths() -> dict[str, Any]:
                 "operationId": "image",
                 "responses": {
                     "200": {"description": "In the job's format.", "content": pictures},
-                    **_errors("ErrorAnswer", 401, 403, 404),
+                    **_errors("ErrorAnswer", 401, 403, 404, 410, 503),
                 },
             },
         },
@@ -170,7 +173,7 @@ def _job_paths() -> dict[str, Any]:
                 "operationId": "input",
                 "responses": {
                     "200": {"description": "As it came.", "content": pictures},
-                    **_errors("ErrorAnswer", 401, 403, 404),
+                    **_errors("ErrorAnswer", 401, 403, 404, 410, 503),
                 },
             },
         },
@@ -181,7 +184,7 @@ def _job_paths() -> dict[str, Any]:
                 "operationId": "delete",
                 "responses": {
                     "204": {"description": "It is gone."},
-                    **_errors("ErrorAnswer", 401, 403, 404, 409),
+                    **_errors("ErrorAnswer", 401, 403, 404, 409, 503, 507),
                 },
             },
         },
@@ -213,7 +216,10 @@ def _openai_paths() -> dict[str, Any]:
                 "operationId": f"images_{path}",
                 "description": OPENAI_STREAM.format(prefix=prefix),
                 "requestBody": _body(kind, schema),
-                "responses": {"200": answer, **_errors("OpenAIError", 400, 401, 403, 408, 410, 413, 429, 500, 503)},
+                "responses": {
+                    "200": answer,
+                    **_errors("OpenAIError", 400, 401, 403, 408, 410, 413, 429, 500, 503, 507),
+                },
             }
         }
     paths["/v1/models"] = {

@@ -210,8 +210,9 @@ class Health(BaseModel):
 class Readiness(BaseModel):
     """Of the model."""
 
-    status: Literal["starting", "ready", "draining", "error"]
+    status: Literal["starting", "ready", "draining", "error", "storage_failed"]
     model: str | None
+    reason: str | None = Field(None, description="Why nothing can be stored now.")
 
 
 class QueuedEvent(BaseModel):

@@ -252,7 +252,7 @@ def test_pictures_are_held_while_the_store_is_full_and_stored_once(running, quic
 def test_leases_that_could_not_be_renewed_are_not_taken_from_ourselves(running, quick, monkeypatch):
     """The store fails for longer than a lease; the first to come when it works is the engine, with another job."""
     store, engine = running
-    long = submit(store, seed=1, steps=150, num_images=4)
+    long = submit(store, seed=1, steps=40, num_images=2)
     wait_for(lambda: engine._works.active(), 60)
     failing = Failing(store.tick, storage_full, 10**9)
     held_up = Failing(store.finish, storage_full, 10**9)
