@@ -2,6 +2,7 @@
 
 import base64
 import json
+import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -14,7 +15,10 @@ from starlette.responses import Response
 
 from sdjax.serve.problems import ProblemError
 from sdjax.serve.registry import JobRegistry
+from sdjax.serve.storage import StorageError, reason
 from sdjax.serve.store import FINAL, Event, Job
+
+logger = logging.getLogger(__name__)
 
 SEND_WITHIN = 30.0
 """Seconds that a reader may leave our bytes unread before we let go of it."""
@@ -54,14 +58,18 @@ def completed(data: Mapping[str, Any], pictures: Sequence[tuple[str, bytes]]) ->
 
 
 async def _told(registry: JobRegistry, job: Job, after: int) -> AsyncIterator[ServerSentEvent]:
-    name = ""
+    name, is_failing = "", False
     try:
         async with aclosing(registry.story(job.id, after)) as story:
             async for event in story:
                 name, data = await _sent(registry, job.id, event)
                 yield ServerSentEvent(data, event=name, id=str(event.id), sep="\n")
+    except StorageError as error:  # the stream ends here, and its reader comes back to go on
+        is_failing = True
+        logger.warning("a stream ends: %s", reason(error), extra={"job": job.id})
     finally:
-        if job.request.get("cancel_on_disconnect") and not registry.is_closing and not registry.is_read(job):
+        is_over = registry.is_closing or is_failing
+        if job.request.get("cancel_on_disconnect") and not is_over and not registry.is_read(job):
             with anyio.CancelScope(shield=True):
                 await registry.cancel(job)
     if name not in FINAL and registry.is_closing:

@@ -50,6 +50,37 @@ def test_a_store_that_fails_is_no_traceback_on_any_route(server, monkeypatch, ca
     assert not any(record.exc_info for record in caplog.records if record.levelno >= logging.WARNING)
 
 
+@pytest.mark.parametrize("call", ["job", "events", "image"])
+def test_a_stream_ends_when_the_store_fails_and_goes_on_when_its_reader_comes_back(serve, monkeypatch, caplog, call):
+    server = serve()
+    server.engine.go.clear()
+    job_id = server.submit(steps=3, cancel_on_disconnect=True)
+    server.wait(job_id, "running")
+    heard = []
+    with server.client.stream("GET", f"/v1/jobs/{job_id}/stream") as answer:
+        events = read_events(answer)
+        heard.append(next(events))
+        monkeypatch.setattr(server.store, call, failing(StorageError("failed")))
+        server.engine.go.set()
+        heard += events
+    monkeypatch.undo()
+    assert server.wait(job_id, "complete")  # nobody left: the server failed
+    heard += server.events(job_id, last=heard[-1]["id"])
+    assert [event["event"] for event in heard] == ["queued", *["progress"] * 3, "complete"]
+    assert not any(record.exc_info for record in caplog.records if record.levelno >= logging.WARNING)
+
+
+def test_openais_clients_are_told_when_the_store_fails_while_they_wait(serve, monkeypatch, caplog):
+    server = serve()
+    monkeypatch.setattr(server.store, "events", failing(StorageError("failed")))
+    answer = server.client.post("/v1/images/generations", json={"prompt": "x"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "storage_failed")
+    with server.client.stream("POST", "/v1/images/generations", json={"prompt": "x", "stream": True}) as stream:
+        events = list(read_events(stream))
+    assert "storage_failed" in events[-1]["data"]
+    assert not any(record.exc_info for record in caplog.records if record.levelno >= logging.WARNING)
+
+
 def test_a_server_whose_store_fails_is_not_ready_and_says_why_until_it_works(serve, monkeypatch):
     server = serve()
     assert server.client.get("/ready").status_code == 200

@@ -26,11 +26,12 @@ from sdjax.serve.links import signed
 from sdjax.serve.logs import log_accepted
 from sdjax.serve.openai_schemas import Edit, Generation, ImageParams, edit_job, generation_job, image_params, renamed
 from sdjax.serve.pictures import Given, Limits, PictureError, write_picture
-from sdjax.serve.problems import ProblemError, invalid, openai_error, shown
+from sdjax.serve.problems import ProblemError, invalid, openai_error, shown, storage_problem
 from sdjax.serve.queue import MASK
 from sdjax.serve.routes import by_method
 from sdjax.serve.schemas import ImageGeneration, ImageInpaint, ImageTransform
 from sdjax.serve.served import ServedModel
+from sdjax.serve.storage import StorageError, reason
 from sdjax.serve.store import FINAL, Event, Job
 from sdjax.serve.stream import event_stream, to_json
 
@@ -167,8 +168,10 @@ async def _waited(request: Request, front: Front, job: Job) -> bool:
 
     Raises:
         ProblemError: it failed.
+        StorageError: the store fails.
     """
     is_gone = False
+    failed: StorageError | None = None
     last: Event | None = None
     async with anyio.create_task_group() as group:
 
@@ -180,12 +183,17 @@ async def _waited(request: Request, front: Front, job: Job) -> bool:
             group.cancel_scope.cancel()
 
         group.start_soon(watch)
-        async with aclosing(front.registry.story(job.id)) as story:
-            async for event in story:
-                last = event
+        try:
+            async with aclosing(front.registry.story(job.id)) as story:
+                async for event in story:
+                    last = event
+        except StorageError as error:  # raised outside of the group, which would wrap it
+            failed = error
         group.cancel_scope.cancel()
     if is_gone:
         return False
+    if failed is not None:
+        raise failed
     _check(last)
     return True
 
@@ -195,7 +203,7 @@ def _check(last: Event | None) -> None:
         return
     if last is not None and last.name == "error":
         code, message = str(last.data.get("code", "error")), str(last.data.get("message", "the job failed"))
-        raise ProblemError(500, code, message, headers=NO_RETRY)
+        raise ProblemError(500, code, message, headers=None if code == "storage" else NO_RETRY)
     if last is not None and last.name == "cancelled":
         raise ProblemError(410, "cancelled", "the job was cancelled")
     raise ProblemError(503, "draining", "the server stops")
@@ -226,16 +234,17 @@ async def _streamed(front: Front, drawing: Drawing) -> AsyncIterator[ServerSentE
     sent = 0
     last: Event | None = None
     try:
-        async with aclosing(front.registry.story(drawing.job.id)) as story:
-            async for event in story:
-                last = event
-                if event.name == "preview" and sent < (drawing.params.partial_images or 0):
-                    yield await _partial(drawing, event.data, sent)
-                    sent += 1
         try:
+            async with aclosing(front.registry.story(drawing.job.id)) as story:
+                async for event in story:
+                    last = event
+                    if event.name == "preview" and sent < (drawing.params.partial_images or 0):
+                        yield await _partial(drawing, event.data, sent)
+                        sent += 1
             _check(last)
             pictures = await front.registry.images(drawing.job.id)
-        except ProblemError as problem:
+        except (ProblemError, StorageError) as error:
+            problem = storage_problem(error) if isinstance(error, StorageError) else error
             yield ServerSentEvent(to_json({"type": "error", **openai_error(problem)}), event="error", sep="\n")
             return
         for kind, content in pictures:
@@ -265,8 +274,11 @@ def _event(drawing: Drawing, what: str, data: Mapping[str, Any]) -> ServerSentEv
 async def _give_up(front: Front, job: Job) -> None:
     """Cancel the job unless it is final, whatever ended the wait for it."""
     with anyio.CancelScope(shield=True):
-        if (await front.registry.job(job.id)).state not in FINAL:
-            await front.registry.cancel(job)
+        try:
+            if (await front.registry.job(job.id)).state not in FINAL:
+                await front.registry.cancel(job)
+        except StorageError as error:
+            logger.warning("could not be cancelled: %s", reason(error), extra={"job": job.id})
 
 
 @contextmanager
