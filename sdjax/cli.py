@@ -36,6 +36,8 @@ def main() -> NoReturn:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
+            if not sys.warnoptions:  # what libraries will change is nothing to a person who draws
+                warnings.simplefilter("ignore", DeprecationWarning)
             # Releases of the command-line library differ in whether an interrupt comes out as a code or is raised.
             if app(standalone_mode=False) == INTERRUPTED:
                 raise KeyboardInterrupt

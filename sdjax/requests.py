@@ -15,7 +15,7 @@ from sdjax.checks import finite, pair, share, whole
 from sdjax.errors import RequestError, Warn
 from sdjax.ignored import ignored_arguments
 from sdjax.inputs import Steering, canvases_of, controls_of, size_of, tile_of
-from sdjax.loading import Checkpoint, checked_loras, find_adapter
+from sdjax.loading import Checkpoint, checked_loras, find_adapter, refuse_int8
 from sdjax.models import Conditions
 from sdjax.prompts import LoraTag, Reading, check_prompts, reading, take_tags
 from sdjax.schedulers import Schedule, begin_step, default_sampler, replaced_sampler, table
@@ -152,6 +152,8 @@ def resolve(
             notes.append(f"the model's scheduler config names {replaced}, which is not supported: {sampler} is used")
     walk, first, stop = _walk(checkpoint, given, sampler, strength)
     loras = (*checked_loras(given.get("loras", ())), *tagged)
+    if loras:
+        refuse_int8(checkpoint.params)
     how = reading(
         checkpoint,
         loras=loras,

@@ -12,7 +12,7 @@ from sdjax.loading.card import Card, read_card
 from sdjax.loading.checkpoint import Checkpoint, assemble
 from sdjax.loading.controlnet import load_controlnet
 from sdjax.loading.folder import read_folder
-from sdjax.loading.lora import Adapter, apply_lora
+from sdjax.loading.lora import Adapter, apply_lora, refuse_int8
 from sdjax.loading.lora_cache import checked_loras, embeddings_of, lora_merger
 from sdjax.loading.lora_file import read_lora
 from sdjax.loading.other_vae import with_vae
@@ -46,6 +46,7 @@ __all__ = [
     "lora_merger",
     "read_card",
     "read_lora",
+    "refuse_int8",
     "save_folder",
 ]
 

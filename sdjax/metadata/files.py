@@ -72,7 +72,8 @@ def save(
         picture.save(file, "PNG", pnginfo=_chunk(text))
         return
     exif = Image.Exif()
-    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = b"UNICODE\0" + text.encode("utf-16-be", "replace")
+    comment = b"UNICODE\0" + text.encode("utf-16-be", "replace")
+    exif[ExifTags.IFD.Exif.value] = {ExifTags.Base.UserComment.value: comment}
     block = exif.tobytes()
     if kind == "jpeg" and len(block) > MOST_IN_A_JPEG:
         warnings.warn("the parameters are too long for a JPEG file: this one has none", stacklevel=2)

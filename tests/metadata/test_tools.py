@@ -12,8 +12,11 @@ from PIL import Image, PngImagePlugin
 from sdjax import metadata
 from tests.metadata.tool_texts import COMFYUI, FROM_COMFYUI, TOOLS, WEB_UI, png, read, with_exif
 
+Image.init()
+KINDS = [kind for kind in ("JPEG", "WEBP", "AVIF", "PNG") if kind in Image.SAVE]  # AVIF since Pillow 11.3
 
-@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "AVIF", "PNG"])
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "comment",
     [

@@ -26,7 +26,7 @@ def png(texts):
 def with_exif(kind, *, comment=None, **tags):
     exif = Image.Exif()
     if comment is not None:
-        exif.get_ifd(0x8769)[0x9286] = comment
+        exif[0x8769] = {0x9286: comment}
     for tag, text in tags.items():
         exif[{"model": 0x0110, "make": 0x010F, "software": 0x0131}[tag]] = text
     file = io.BytesIO()
