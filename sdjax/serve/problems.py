@@ -56,8 +56,9 @@ def invalid(field: str | None, message: str) -> ProblemError:
 def storage_problem(error: StorageError) -> ProblemError:
     """A store that fails: it may work again, which is worth another try unless it is damaged."""
     status = 507 if error.kind == "full" else 503
-    headers = {} if error.kind == "damaged" else {"Retry-After": "30"}
-    return ProblemError(status, f"storage_{error.kind}", f"{error}; try again later", headers=headers)
+    if error.kind == "damaged":
+        return ProblemError(status, "storage_damaged", str(error))
+    return ProblemError(status, f"storage_{error.kind}", f"{error}; try again later", headers={"Retry-After": "30"})
 
 
 def lost_picture() -> ProblemError:
