@@ -11,6 +11,7 @@ import sdjax
 from sdjax.pipeline import BUNDLED_FOLDER, stack_tables, start_state
 from sdjax.prompts import tokenize
 from sdjax.schedulers import SAMPLERS, table
+from tests.native import LATENT, SIDE
 from training.checker import check, read
 from training.drawings import draw
 from training.evaluate import pictures_of, scenes_and_prompts, shares
@@ -99,7 +100,7 @@ def test_a_picture_does_not_depend_on_how_the_loop_is_sliced(pipe, sampler):
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_diffusers_draws_the_same_picture(pipe, reference, guidance_scale):
-    noise = np.random.default_rng(0).normal(size=(2, 16, 16, 4)).astype(np.float32)
+    noise = np.random.default_rng(0).normal(size=(2, *LATENT)).astype(np.float32)
     prompts = ["a purple star above a white square on a black background", RED_ON_BLUE]
     settings = {"guidance_scale": guidance_scale}
     expected = reference(
@@ -107,8 +108,8 @@ def test_diffusers_draws_the_same_picture(pipe, reference, guidance_scale):
         num_inference_steps=20,
         latents=torch.from_numpy(noise.transpose(0, 3, 1, 2).copy()),
         output_type="np",
-        height=64,
-        width=64,
+        height=SIDE,
+        width=SIDE,
         **settings,
     ).images
     ours = pipe(prompts, steps=20, latents=noise, output="numpy", **settings).images
@@ -117,12 +118,12 @@ def test_diffusers_draws_the_same_picture(pipe, reference, guidance_scale):
 
 def test_a_pixel_loss_has_the_gradient_that_pytorch_finds(pipe, reference):
     prompt, steps = "a red circle", 4
-    noise = np.random.default_rng(0).normal(size=(1, 16, 16, 4)).astype(np.float32)
+    noise = np.random.default_rng(0).normal(size=(1, *LATENT)).astype(np.float32)
 
     schedule = table("ddim", pipe.checkpoint.scheduler, steps)
     ids = [tokenize(tokenizer, [prompt]) for tokenizer in pipe.checkpoint.tokenizers]
     text = sdjax.pipeline.encode_prompt(pipe.definition, pipe.params, ids)
-    keys, extra = jnp.zeros((1, 2), jnp.uint32), jnp.zeros((1, 16, 16, 0))
+    keys, extra = jnp.zeros((1, 2), jnp.uint32), jnp.zeros((1, *LATENT[:2], 0))
     cond = sdjax.pipeline.Conditioning(text.context[None], jnp.ones((1, 1)), keys, extra, None)
 
     def loss(latents):
@@ -151,5 +152,5 @@ def test_a_pixel_loss_has_the_gradient_that_pytorch_finds(pipe, reference):
 
 def test_the_checker_agrees_with_the_true_drawings():
     scenes, _ = scenes_and_prompts(256)
-    verdicts = [check(draw(scene), scene) for scene in scenes]
+    verdicts = [check(draw(scene, SIDE), scene) for scene in scenes]
     assert np.mean([verdict.everything for verdict in verdicts]) >= 0.99

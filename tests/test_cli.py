@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from sdjax import cli
 from sdjax.variants import VARIANTS
 from tests.commands import interruptible
+from tests.native import FACTOR, SIDE
 
 PROMPT = "a red circle on a blue background"
 
@@ -60,7 +61,7 @@ def test_a_prompt_becomes_a_picture_whose_path_is_printed(cache, tmp_path):
     done = run("generate", PROMPT, "--seed", 1, "-o", "red.png", cache=cache, cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "red.png\n", "")
     with Image.open(tmp_path / "red.png") as picture:
-        assert picture.size == (64, 64)
+        assert picture.size == (SIDE, SIDE)
         pixels = np.asarray(picture).astype(int)
     assert pixels[0, 0, 2] > 150 > pixels[0, 0, 0]  # blue corners
     assert (pixels[..., 0] > 180).sum() > 100  # and something red
@@ -128,7 +129,7 @@ def test_no_picture_is_written_over(here, capsys):
 def test_the_end_of_a_files_name_is_its_format(here, capsys, name, kind):
     assert drawn(capsys, PROMPT, "--seed", 3, "-o", name) == [name]
     with Image.open(name) as picture:
-        assert (picture.format, picture.size) == (kind, (64, 64))
+        assert (picture.format, picture.size) == (kind, (SIDE, SIDE))
     assert json.loads(call(capsys, "inspect", "--json", name)[1])["seed"] == 3
 
 
@@ -178,25 +179,29 @@ def test_a_picture_of_something_else_is_not_skipped(here, capsys):
 
 
 def test_a_picture_and_a_mask_start_another_one(here, capsys):
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
     Image.fromarray(noise).save("photo.png")
-    mask = np.zeros((64, 64), np.uint8)
-    mask[:, 32:] = 255
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    mask[:, SIDE // 2 :] = 255
     Image.fromarray(mask).save("mask.png")
     code, _, err = call(
         capsys, "generate", PROMPT, "--image", "photo.png", "--mask", "mask.png", "--strength", "0.9", "--steps", 4
     )
     assert (code, err) == (0, "")
     pixels = np.asarray(Image.open("out.png"))
-    assert np.array_equal(pixels[:, :32], noise[:, :32])
-    assert not np.array_equal(pixels[:, 32:], noise[:, 32:])
+    assert np.array_equal(pixels[:, : SIDE // 2], noise[:, : SIDE // 2])
+    assert not np.array_equal(pixels[:, SIDE // 2 :], noise[:, SIDE // 2 :])
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
         ([], 2, "there is no prompt"),
-        ([PROMPT, "--size", "65"], 2, "width must be a multiple of 4, not 65: 64 and 68 are nearest"),
+        (
+            [PROMPT, "--size", "65"],
+            2,
+            f"width must be a multiple of {FACTOR}, not 65: 64 and {64 + FACTOR} are nearest",
+        ),
         ([PROMPT, "--size", "big"], 2, "--size: must be like 512 or 512x768"),
         ([PROMPT, "--model", "sd-v1-6"], 2, "there is no model 'sd-v1-6': did you mean 'sd-v1-5'?"),
         ([PROMPT, "--model", "./nowhere"], 1, "there is no folder or file './nowhere'"),

@@ -15,6 +15,7 @@ import sdjax
 from sdjax.pipeline import stack_tables, start_state
 from sdjax.prompts import tokenize
 from sdjax.schedulers import table
+from tests.native import LATENT, SIDE
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,7 @@ def test_guidance_up_to_one_runs_no_second_half(pipe):
 def test_the_pure_functions_can_be_vmapped_over_seeds(pipe):
     schedule = table("euler_a", pipe.checkpoint.scheduler, 4)
     tables = stack_tables([schedule], 4)
-    noise = jnp.asarray(np.random.default_rng(0).normal(size=(1, 16, 16, 4)), jnp.float32)
+    noise = jnp.asarray(np.random.default_rng(0).normal(size=(1, *LATENT)), jnp.float32)
     state = start_state(np.float32([schedule.init_noise]), noise)
     cond = conditioning(pipe, ["a red circle"], [0])
 
@@ -98,7 +99,7 @@ def test_the_pure_functions_can_be_vmapped_over_seeds(pipe):
     keys = jnp.asarray([[0, 1], [0, 2], [0, 3]], jnp.uint32)
     together = jax.jit(jax.vmap(draw))(keys)
     apart = jnp.stack([draw(key) for key in keys])
-    assert together.shape == (3, 1, 64, 64, 3)
+    assert together.shape == (3, 1, SIDE, SIDE, 3)
     np.testing.assert_allclose(together, apart, atol=1e-4)
     assert float(jnp.abs(together[0] - together[1]).mean()) > 1e-3
 
@@ -108,7 +109,7 @@ def test_rows_of_a_batch_may_be_at_different_steps_of_different_samplers(pipe):
     tables = stack_tables(schedules, 8)
     prompts = ["a red circle", "a blue star"]
     cond = conditioning(pipe, prompts, [1, 2])
-    noise = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 16, 4)), jnp.float32)
+    noise = jnp.asarray(np.random.default_rng(0).normal(size=(2, *LATENT)), jnp.float32)
     state = start_state(np.float32([schedule.init_noise for schedule in schedules]), noise)
     run = jax.jit(sdjax.pipeline.denoise, static_argnums=0)
     together = run(pipe.definition, pipe.params, cond, state, tables, jnp.array([0, 0]), jnp.array([2, 0]))
@@ -152,8 +153,8 @@ def test_what_a_long_prompt_loses_is_shown(pipe):
         ({"guidance_scale": "7"}, "guidance_scale must be a finite number"),
         ({"num_images": 0}, "num_images must be"),
         ({"output": "jpeg"}, "output must be one of"),
-        ({"latents": np.zeros((1, 8, 8, 4))}, "latents must have shape"),
-        ({"latents": np.full((1, 16, 16, 4), np.inf)}, "latents hold"),
+        ({"latents": np.zeros((1, 8, 8, LATENT[-1]))}, "latents must have shape"),
+        ({"latents": np.full((1, *LATENT), np.inf)}, "latents hold"),
         ({"negative_prompt": ["a", "b"]}, "2 entries for 1 prompts"),
     ],
 )

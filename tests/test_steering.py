@@ -7,6 +7,7 @@ from safetensors.numpy import load_file, save_file
 
 import sdjax
 from sdjax.schedulers import SAMPLERS
+from tests.native import SIDE
 from training.checker import read
 
 PROMPT = "a red circle on a green background"
@@ -24,7 +25,7 @@ def star(pipe):
 
 @pytest.fixture(scope="module")
 def noise():
-    return np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    return np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
 
 
 def test_strength_zero_gives_the_picture_back(pipe, noise):
@@ -75,7 +76,7 @@ def test_strength_counts_steps_as_diffusers_does(pipe, star):
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_mask_that_keeps_all_keeps_the_latents_too(pipe, star, sampler):
     steps = 5
-    kept = np.zeros((64, 64), np.uint8)
+    kept = np.zeros((SIDE, SIDE), np.uint8)
     out = pipe(PROMPT, image=star, mask=kept, strength=1.0, steps=steps, sampler=sampler, output="latents")
     encoded = sdjax.pipeline.encode(pipe.definition, pipe.params, np.asarray(star, np.float32)[None] / 255)
     np.testing.assert_allclose(out.images, encoded, atol=1e-5)
@@ -85,13 +86,13 @@ def test_a_mask_that_keeps_all_keeps_the_latents_too(pipe, star, sampler):
 
 def test_a_mask_that_repaints_all_is_what_the_words_alone_draw(pipe, star):
     alone = pipe(PROMPT, seed=4).images[0]
-    over = pipe(PROMPT, seed=4, image=star, mask=np.full((64, 64), 255, np.uint8), strength=1.0).images[0]
+    over = pipe(PROMPT, seed=4, image=star, mask=np.full((SIDE, SIDE), 255, np.uint8), strength=1.0).images[0]
     assert np.array_equal(np.asarray(alone), np.asarray(over))
 
 
 @pytest.mark.parametrize("settings", [{}, {"feather": 3}, {"padding_mask_crop": 4}, {"sampler": "euler_a"}])
 def test_what_the_mask_keeps_stays_to_the_byte(pipe, noise, settings):
-    mask = np.zeros((64, 64), np.uint8)
+    mask = np.zeros((SIDE, SIDE), np.uint8)
     mask[5:40, 30:61] = 255
     mask[60, 60] = 255
     out = pipe(PROMPT, image=noise, mask=mask, strength=0.9, num_images=2, steps=6, **settings)
@@ -102,7 +103,7 @@ def test_what_the_mask_keeps_stays_to_the_byte(pipe, noise, settings):
 
 
 def test_one_pixel_can_be_repainted(pipe, noise):
-    mask = np.zeros((64, 64), np.uint8)
+    mask = np.zeros((SIDE, SIDE), np.uint8)
     mask[33, 21] = 255
     picture = np.asarray(pipe(PROMPT, image=noise, mask=mask, strength=1.0, steps=4).images[0])
     assert np.argwhere((picture != noise).any(-1)).tolist() == [[33, 21]]
@@ -112,12 +113,13 @@ def test_a_red_circle_put_into_a_quarter_is_found_there(pipe):
     tries, found = 64, 0
     rng = np.random.default_rng(5)
     scenes = pipe(["a small white square on the left of a blue background"] * 8, seed=70).images
-    corners = [(0, 0), (0, 32), (32, 0), (32, 32)]
+    half = SIDE // 2
+    corners = [(0, 0), (0, half), (half, 0), (half, half)]
     for first in range(0, tries, 8):
         masks, quarters = [], [corners[i] for i in rng.integers(0, 4, 8)]
         for top, left in quarters:
-            mask = np.zeros((64, 64), np.uint8)
-            mask[top : top + 32, left : left + 32] = 255
+            mask = np.zeros((SIDE, SIDE), np.uint8)
+            mask[top : top + half, left : left + half] = 255
             masks.append(mask)
         out = pipe(
             ["a red circle on a blue background"] * 8, image=scenes, mask=masks, strength=1.0, seed=first,
@@ -126,7 +128,7 @@ def test_a_red_circle_put_into_a_quarter_is_found_there(pipe):
         for picture, scene, mask, (top, left) in zip(out.images, scenes, masks, quarters, strict=True):
             pixels = np.asarray(picture)
             assert np.array_equal(pixels[mask == 0], np.asarray(scene)[mask == 0])
-            region = Image.fromarray(pixels[top : top + 32, left : left + 32]).resize((64, 64))
+            region = Image.fromarray(pixels[top : top + half, left : left + half]).resize((SIDE, SIDE))
             found += [(shape.color, shape.likeness) for shape in read(np.asarray(region)).shapes] == [("red", "circle")]
     assert found >= 0.85 * tries, f"{found} of {tries}"
 
@@ -143,8 +145,8 @@ def test_one_picture_a_prompt(pipe, star, noise):
 
 
 def test_another_strength_mask_or_picture_compiles_nothing(pipe, star, noise, compilations):
-    mask = np.zeros((64, 64), np.uint8)
-    mask[:32] = 255
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    mask[: SIDE // 2] = 255
     pipe(PROMPT, image=star, mask=mask, strength=0.5, steps=4)
     compilations.clear()
     pipe(PROMPT, image=noise, strength=0.9, steps=7, sampler="heun", schedule="karras", guidance_rescale=0.5)

@@ -10,6 +10,7 @@ import torch
 import sdjax
 from sdjax.loading import read_lora
 from sdjax.pipeline import BUNDLED_FOLDER
+from tests.native import LATENT, SIDE
 from tests.parity.reference import channels_first
 from training.evaluate import pictures_of
 from training.lora_evaluate import measured, scenes_and_prompts
@@ -38,14 +39,14 @@ def test_it_makes_shapes_hollow_and_the_prompt_is_still_followed(pipe):
 
 @pytest.mark.parametrize("weight", [1.0, 0.5])
 def test_diffusers_draws_the_same_picture_with_it(pipe, weight):
-    noise = np.random.default_rng(0).normal(size=(1, 16, 16, 4)).astype(np.float32)
+    noise = np.random.default_rng(0).normal(size=(1, *LATENT)).astype(np.float32)
     reference = diffusers.StableDiffusionPipeline.from_pretrained(
         BUNDLED_FOLDER, dtype=torch.float32, safety_checker=None
     )
     reference.set_progress_bar_config(disable=True)
     reference.load_lora_weights(str(FILE), adapter_name="outline")
     reference.set_adapters(["outline"], [weight])
-    settings = {"guidance_scale": 3.0, "height": 64, "width": 64}
+    settings = {"guidance_scale": 3.0, "height": SIDE, "width": SIDE}
     latents = channels_first(noise)
     expected = reference(PROMPT, num_inference_steps=20, latents=latents, output_type="np", **settings).images
     settings |= {"steps": 20, "latents": noise, "output": "numpy"}

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.native import SIDE
 from tests.serve.browser import chromium
 from tests.serve.conftest import KEY, picture, wait_for
 from tests.serve.test_process import RED_ON_BLUE, Process
@@ -110,7 +111,7 @@ def kept(process, job_id, path="images/0"):
 
 def choose_green(page):
     """Start from a green picture."""
-    file = {"name": "green.png", "mimeType": "image/png", "buffer": picture(64, 64, color=GREEN)}
+    file = {"name": "green.png", "mimeType": "image/png", "buffer": picture(SIDE, SIDE, color=GREEN)}
     page.locator("#start-file").set_input_files(file)
     page.locator("#mask").wait_for()
 
@@ -198,7 +199,7 @@ def test_settings_are_used_again(page, process):
 def test_a_painted_mask_is_what_is_drawn_anew(page, process):
     choose_green(page)
     box = page.locator("#mask").bounding_box()
-    scale = box["width"] / 64
+    scale = box["width"] / SIDE
     page.mouse.move(box["x"] + 8 * scale, box["y"] + 20 * scale)
     page.mouse.down()
     page.mouse.move(box["x"] + 40 * scale, box["y"] + 20 * scale, steps=5)
@@ -226,17 +227,17 @@ def test_a_mask_can_be_made_without_a_pointer(page, process):
     page.keyboard.press(" ")
     page.keyboard.press("Control+z")
     page.get_by_text("Mask without a brush").click()
-    for name, value in {"x": 0, "y": 48, "width": 64, "height": 16}.items():
+    for name, value in {"x": 0, "y": SIDE - 16, "width": SIDE, "height": 16}.items():
         page.locator(f"#rect-{name}").fill(str(value))
     page.get_by_role("button", name="Add rectangle").click()
     card = draw(page, strength=1, seed=3, steps=8)
     wait_state(card, "complete")
     job_id = card.get_attribute("data-job")
     mask, drawn = kept(process, job_id, "inputs/mask_image")[..., 0], kept(process, job_id)
-    assert (mask[48:] == 255).all()
-    assert mask[32, 40] == 255
-    assert mask[35, 40] == 0  # undone
-    assert (mask[:48] == 255).sum() < 30
+    assert (mask[SIDE - 16 :] == 255).all()
+    assert mask[SIDE // 2, SIDE // 2 + 8] == 255
+    assert mask[SIDE // 2 + 3, SIDE // 2 + 8] == 0  # undone
+    assert (mask[: SIDE - 16] == 255).sum() < 30
     assert (drawn[mask == 0] == GREEN).all()
     assert (drawn[48:] != GREEN).any()
 
@@ -335,7 +336,7 @@ def test_the_form_survives_a_reload(page):
         assert page.locator(f"#{name}").input_value() == value, name
     assert not page.locator("#previews").is_checked()
     page.locator("#undo:enabled").wait_for()
-    assert page.locator("#start-image").evaluate("image => image.naturalWidth") == 64
+    assert page.locator("#start-image").evaluate("image => image.naturalWidth") == SIDE
 
 
 def test_what_stood_in_the_form_for_another_model_gives_way_to_this_models_own(page):

@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 import sdjax
 from sdjax.serve.store import FINAL
 from tests.loading.lora_files import ATTENTION, kohya, random_layers
+from tests.native import SIDE
 from tests.serve.conftest import as_base64, read_events, wait_for
 
 RED_ON_BLUE = "a red circle on a blue background"
@@ -121,7 +122,7 @@ def test_a_schedule_is_drawn_with(process, pipe):
 
 
 def test_a_transform_is_the_picture_that_the_library_draws(process, pipe):
-    start = Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 50).convert("RGB")
+    start = Image.effect_mandelbrot((SIDE, SIDE), (-2, -1.5, 1, 1.5), 50).convert("RGB")
     file = io.BytesIO()
     start.save(file, "PNG")
     picture = as_base64(file.getvalue())
@@ -160,8 +161,8 @@ def test_an_adapter_that_the_prompt_names_is_drawn_with_and_is_in_the_pictures_p
 
 
 def test_inpainting_keeps_what_the_mask_keeps(process):
-    start, mask = Image.new("RGB", (64, 64), "green"), Image.new("L", (64, 64), 0)
-    mask.paste(255, (0, 0, 32, 64))
+    start, mask = Image.new("RGB", (SIDE, SIDE), "green"), Image.new("L", (SIDE, SIDE), 0)
+    mask.paste(255, (0, 0, SIDE // 2, SIDE))
     files = [io.BytesIO(), io.BytesIO()]
     start.save(files[0], "PNG")
     mask.save(files[1], "PNG")
@@ -170,8 +171,8 @@ def test_inpainting_keeps_what_the_mask_keeps(process):
     name, complete = process.events(job_id)[-1]
     assert name == "complete", complete
     drawn = pixels(complete["image"])
-    assert (drawn[:, 32:] == (0, 128, 0)).all()
-    assert (drawn[:, :32] != (0, 128, 0)).any()
+    assert (drawn[:, SIDE // 2 :] == (0, 128, 0)).all()
+    assert (drawn[:, : SIDE // 2] != (0, 128, 0)).any()
 
 
 def test_progress_and_previews_come_while_it_draws(process):

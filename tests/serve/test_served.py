@@ -10,6 +10,7 @@ from sdjax.serve.queue import resolved
 from sdjax.serve.schemas import ImageGeneration
 from sdjax.serve.served import SD_VERSIONS, served_model
 from sdjax.variants import VARIANTS
+from tests.native import SIDE
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def pipe():
 def test_the_bundled_model_has_its_own_defaults(pipe):
     served = served_model(pipe, None)
     assert (served.name, served.steps, served.guidance_scale) == ("tiny", 20, 3.0)
-    assert (served.size, served.least_side, served.sampler) == (64, 64, "ddim")
+    assert (served.size, served.least_side, served.sampler) == (SIDE, SIDE, "ddim")
     assert not served.needs_mask
 
 

@@ -12,6 +12,7 @@ from sdjax import metadata
 from sdjax.serve import drawing, previews
 from sdjax.serve.store import FINAL
 from tests.loading import lora_files
+from tests.native import FACTOR
 from tests.serve.engine.jobs import PROMPT, REQUEST, drawn_by_library, pixels
 
 
@@ -139,6 +140,8 @@ def test_previews_of_large_pictures_are_a_guess_from_the_latents(store, start, s
     ended([job])
     (preview,) = [event.data for event in store.events(job.id) if event.name == "preview"]
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(preview["image"]))), np.float32)
-    final = np.asarray(Image.fromarray(pixels(store, job)).resize((16, 16), Image.Resampling.BOX), np.float32)
-    assert shown.shape == (16, 16, 3)
+    final = np.asarray(
+        Image.fromarray(pixels(store, job)).resize((64 // FACTOR, 64 // FACTOR), Image.Resampling.BOX), np.float32
+    )
+    assert shown.shape == (64 // FACTOR, 64 // FACTOR, 3)
     assert np.corrcoef(shown.ravel(), final.ravel())[0, 1] > 0.8
