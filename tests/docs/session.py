@@ -57,7 +57,7 @@ class Session:
             (tools / name).write_text(f'#!/bin/sh\nexec {sys.executable} {module}"$@"\n')
             (tools / name).chmod(0o755)
         self._state = folder / "state"
-        self._names: dict[str, object] = {"__name__": "__main__"}
+        self.names: dict[str, object] = {"__name__": "__main__"}
         self._servers: list[subprocess.Popen] = []
         self._port = _free_port()
         packages = next(path for path in sys.path if path.endswith("site-packages"))
@@ -105,7 +105,7 @@ class Session:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "the hub was not reached")
                 warnings.simplefilter("error", PromptWarning)  # an example that lacks something is a bad example
-                exec(compiled, self._names)
+                exec(compiled, self.names)
         except Exception as error:
             pytest.fail(f"{where}: {type(error).__name__}: {error}", pytrace=True)
         finally:

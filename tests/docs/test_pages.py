@@ -5,8 +5,10 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
+import sdjax
 from tests.docs import standins
 from tests.docs.blocks import LANGUAGES, PAGES, ROOT, blocks
 from tests.docs.session import Session
@@ -47,6 +49,17 @@ def test_every_block_runs_after_the_ones_before_it(session):
         has_device = block.mark != "needs" or block.value in {device.platform for device in jax.devices()}
         if block.language in LANGUAGES and block.mark not in ("not run", "tests") and has_device:
             session.run(block)
+
+
+@pytest.mark.parametrize("session", [ROOT / "README.md"], indirect=True, ids=["README.md"])
+def test_the_pure_functions_of_the_readme_draw_what_its_facade_draws(session):
+    for block in blocks(session.page):
+        if block.language == "python" and "pictures" not in session.names:
+            session.run(block)
+    assert len(session.names["out"].images) == len(session.names["out"].seeds) == 4
+    same = sdjax.Pipeline.from_pretrained()("a red circle on a blue background", seed=1, sampler="unipc", steps=8)
+    drawn = np.round(255 * np.asarray(session.names["pictures"])[0])
+    assert np.abs(drawn - np.asarray(same.images[0], np.float32)).max() <= 1
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids(PAGES))
