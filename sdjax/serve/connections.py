@@ -8,6 +8,7 @@ import asyncio
 import json
 import time
 from collections.abc import Iterable
+from http import HTTPStatus
 from typing import Any
 
 import h11
@@ -152,7 +153,11 @@ class BoundedProtocol(H11Protocol):
                 ("connection", "close"),
                 *([("retry-after", "5")] if status == 503 else ()),
             ]
-            for event in (h11.Response(status_code=status, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
+            for event in (
+                h11.Response(status_code=status, headers=headers, reason=HTTPStatus(status).phrase.encode()),
+                h11.Data(data=body),
+                h11.EndOfMessage(),
+            ):
                 self.transport.write(self.conn.send(event) or b"")
         self._is_refused = True
         self._end_deadline()

@@ -77,7 +77,7 @@ def test_a_head_that_does_not_end_is_answered_408_and_closed(hasty, start):
     with connect(hasty()) as slow:
         slow.sendall(start)
         head, _, body = rest(slow).partition(b"\r\n\r\n")
-        assert head.startswith(b"HTTP/1.1 408")
+        assert head.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
         assert json.loads(body)["error"]["code"] == "timeout"
 
 
