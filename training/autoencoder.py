@@ -19,6 +19,7 @@ from jax import Array
 from sdjax.models import VAE, Params, VAEConfig, bind, define, initialise
 from training.drawings import draw, sample_training_scene
 from training.loop import restore, train
+from training.norms import with_native_norms
 from training.products import with_half_products
 
 SIZE = 128
@@ -75,7 +76,7 @@ def optimizer(steps: int) -> optax.GradientTransformation:
 
 def redraw_loss(params: Params, batch: Array, key: Array) -> tuple[Array, dict[str, Array]]:
     """Errors of pictures redrawn from noisy latents: absolute, squared and of the edges; and a little divergence."""
-    vae = bind(DEFINITION, params)
+    vae = with_native_norms(bind(DEFINITION, params))
     mean, log_variance = vae.encode(batch)
     noise = jax.random.normal(key, mean.shape)
     error = vae.decode(mean + jnp.exp(0.5 * log_variance) * noise) - batch

@@ -28,6 +28,7 @@ from sdjax.schedulers import SchedulerConfig, alphas_cumprod
 from training import autoencoder, latents, text
 from training.captions import caption
 from training.loop import restore, train
+from training.norms import with_native_norms
 from training.products import with_half_products
 
 UNET = {
@@ -131,7 +132,7 @@ def velocity_loss(params: Params, batch: Batch, context: Array, key: Array) -> A
     a = jnp.asarray(alphas_cumprod(SchedulerConfig.from_dict(SCHEDULER)), jnp.float32)
     a_t = a[batch.timesteps][:, None, None, None]
     signal, deviation = jnp.sqrt(a_t), jnp.sqrt(1 - a_t)
-    output = bind(DEFINITION, params)(signal * x0 + deviation * noise, batch.timesteps, context)
+    output = with_native_norms(bind(DEFINITION, params))(signal * x0 + deviation * noise, batch.timesteps, context)
     return jnp.square(output - (signal * noise - deviation * x0)).mean()
 
 

@@ -6,55 +6,26 @@ gives a function of the same arguments and results whose convolutions and produc
 sum in float32, forwards and backwards. Parameters, norms, sums and the optimiser stay in float32. The function is
 traced, and its program is run again with other operations in the place of these: the models need not know of it.
 
-Without such a processor, or without a C++ compiler to build `native/products.cc`, the function is left as it is.
+Without such a processor, or without a C++ compiler to build `training.native`, the function is left as it is.
 """
 
-import ctypes
-import subprocess
-import tempfile
 from collections.abc import Callable, Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
-SOURCE = Path(__file__).parent / "native" / "products.cc"
+from training.native import available
+
 ROWS_AT_ONCE = (256, 128, 64, 32)
 """Rows of a matrix that are one picture to the kernel, the first that divides them."""
 
-CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "remat", "checkpoint")
-"""Functions within a program, whose operations are replaced too. A derivative rule of their own is left out."""
+CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", "remat", "checkpoint")
+"""Functions within a program, whose operations are replaced too; those with a backward rule of their own are kept."""
 
 Loss = TypeVar("Loss", bound=Callable[..., Any])
-
-
-@cache
-def available() -> bool:
-    """Whether this processor has the instructions and the kernels could be built; registers them."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    if jax.default_backend() != "cpu" or not {"amx_bf16", "avx512_bf16"} <= set(flags.split()):
-        return False
-    folder = Path(tempfile.mkdtemp(prefix="sdjax-products-"))
-    command = ["g++", "-O3", "-std=c++17", "-march=native", "-fopenmp", "-fPIC", "-shared", "-w"]
-    try:
-        subprocess.run(
-            [*command, f"-I{jax.ffi.include_dir()}", str(SOURCE), "-o", str(folder / "products.so")], check=True
-        )
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        return False
-    library = ctypes.CDLL(str(folder / "products.so"))
-    if not library.sdjax_allow_tiles():
-        return False
-    jax.ffi.register_ffi_target("sdjax_convolve", jax.ffi.pycapsule(library.SdjaxConvolve), platform="cpu")
-    jax.ffi.register_ffi_target("sdjax_kernel_gradient", jax.ffi.pycapsule(library.SdjaxKernelGradient), platform="cpu")
-    return True
 
 
 def with_half_products(loss: Loss) -> Loss:
@@ -93,6 +64,12 @@ def _operation(equation: Any, given: list[Any]) -> Sequence[Any]:
         return [result]
     if name == "dot_general" and (result := _as_product(given, settings)) is not None:
         return [result]
+    if name == "custom_vjp_call":
+        pairs = zip(equation.invars, given, strict=True)
+        variables = [(atom, one) for atom, one in pairs if not isinstance(atom, Literal)]
+        inside = settings["call_jaxpr"].jaxpr.debug_info
+        alone = Jaxpr((), [atom for atom, _ in variables], equation.outvars, [equation], debug_info=inside)
+        return jaxpr_as_fun(ClosedJaxpr(alone, ()))(*(one for _, one in variables))
     out = equation.primitive.bind(*given, **settings)
     return out if equation.primitive.multiple_results else [out]
 
