@@ -1,4 +1,4 @@
-"""The pictures of docs/gallery.md, drawn with the bundled model.
+"""The pictures of docs/gallery.md and the strip of the README, drawn with the bundled model. None is chosen.
 
 python -m training.gallery docs/images
 """
@@ -14,9 +14,21 @@ from PIL import Image, ImageDraw
 
 import sdjax
 from sdjax.schedulers import SAMPLERS
+from training.evaluate import contact_sheet, pictures_of
 
 PROMPTS = ("a large red star on a white background", "a blue ring above a yellow square on a black background")
 SEED = 1
+STRIP = (
+    "a red circle on a blue background",
+    "a green star above a purple square on a white background",
+    "a white ring",
+    "a blue star",
+    "a red star on a blue background",
+    "a small yellow star to the left of a black ring on a white background",
+    "a red circle",
+    "three orange triangles, purple background",
+)
+"""Prompts of the README, and one with a number; prompt i is drawn from seed i."""
 GAP, LABEL = 4, 14
 
 
@@ -36,6 +48,11 @@ def sheet(rows: Mapping[str, Sequence[Image.Image]], heads: Sequence[str]) -> Im
         for left, picture in zip(lefts, pictures, strict=True):
             made.paste(picture, (left, top))
     return made
+
+
+def strip(pipe: sdjax.Pipeline) -> Image.Image:
+    """The README's strip: its prompts side by side."""
+    return contact_sheet(pictures_of(pipe, STRIP), len(STRIP))
 
 
 def samplers(pipe: sdjax.Pipeline) -> Image.Image:
@@ -63,8 +80,8 @@ def strengths(pipe: sdjax.Pipeline) -> Image.Image:
 def inpainting(pipe: sdjax.Pipeline) -> Image.Image:
     """A picture, a mask, and what three seeds put there."""
     start = pipe("a small white square on the left of a blue background", seed=70).images[0]
-    mask = np.zeros((64, 64), np.uint8)
-    mask[:32, 32:] = 255
+    mask = np.zeros((start.height, start.width), np.uint8)
+    mask[: start.height // 2, start.width // 2 :] = 255
     prompts = ("a red circle on a blue background", "a green star on a blue background")
     rows = {}
     for prompt in prompts:
@@ -74,7 +91,7 @@ def inpainting(pipe: sdjax.Pipeline) -> Image.Image:
 
 
 DRAWN: Mapping[str, Callable[[sdjax.Pipeline], Any]] = MappingProxyType(
-    {"samplers": samplers, "strengths": strengths, "inpainting": inpainting}
+    {"strip": strip, "samplers": samplers, "strengths": strengths, "inpainting": inpainting}
 )
 
 
