@@ -89,7 +89,7 @@ def pictures_of(pipe: "sdjax.Pipeline", prompts: Sequence[str], **settings: obje
 
 def native_size(pipe: "sdjax.Pipeline") -> int:
     """The side of a model's own pictures, in pixels."""
-    return pipe.definition.unet_config.sample_size * pipe.definition.vae_config.factor
+    return max(pipe.definition.native_size)
 
 
 def through_autoencoder(pipe: "sdjax.Pipeline", drawings: Pictures) -> list[NDArray[np.uint8]]:
