@@ -75,13 +75,13 @@ def main(folder: Path, programs: Path) -> None:
 
     model = pipes["model"]
     request = model.resolve(PROMPT, loras=lora, control=control, **SIZE, num_images=4, seed=0)
-    _, with_lora = model._model(request)
+    with_lora = model.weights(request).params
     pairs = zip(flatten_dict(model.params).items(), flatten_dict(with_lora).items(), strict=False)
     facts["moved"] = [str(path) for (path, before), (_, after) in pairs if before.sharding != after.sharding]
     for part in ("unet", "controlnet_0"):
         facts[part] = sorted({str(leaf.sharding) for leaf in jax.tree.leaves(with_lora[part])})
 
-    batch = pipes["guidance"].prepare(request)
+    batch = pipes["guidance"].prepare(request).batch
     mesh = mesh_of(pipes["guidance"].params)
     places = jax.tree.map(lambda axis, x: NamedSharding(mesh, rows_spec(axis, x, mesh)), batch_axes(batch), batch)
     placed = jax.device_put(batch, places)
@@ -92,7 +92,7 @@ def main(folder: Path, programs: Path) -> None:
     }
     for name in ("one", "guidance"):
         plain = pipes[name].resolve(PROMPT, **SIZE, num_images=4, seed=0)
-        pictures[f"{name} noise"] = np.asarray(pipes[name].prepare(plain).state[:, 0])
+        pictures[f"{name} noise"] = np.asarray(pipes[name].prepare(plain).batch.state[:, 0])
     np.savez(folder / "pictures.npz", **pictures)
     (folder / "facts.json").write_text(json.dumps(facts))
 
