@@ -67,6 +67,9 @@ def filled(picture: Picture) -> Picture:
     # The rim of a hole is a blend of two colours, so it is painted over too.
     holes = ndimage.binary_dilation(ndimage.binary_fill_holes(different) & ~different, iterations=1)
     core = different & ~ndimage.binary_dilation(~different)
-    nearest = ndimage.distance_transform_edt(~core, return_distances=False, return_indices=True)
-    painted = picture[tuple(nearest)]
-    return np.where(holes[..., None], painted, picture)
+    shapes, count = ndimage.label(ndimage.binary_fill_holes(different))
+    painted = picture.copy()
+    for shape in range(1, count + 1):
+        if (within := core & (shapes == shape)).any():
+            painted[holes & (shapes == shape)] = np.median(picture[within], axis=0)
+    return painted

@@ -89,7 +89,7 @@ def prepare(case: Case) -> Prepared:
             last = list(client.story(job))[-1]
             if last["type"] != "complete":
                 raise RuntimeError(f"a job ended as {last}")
-            pictures += [client.image(path) for path in client.job(job)["images"]]
+            pictures += [client.image(job, number) for number in range(len(client.job(job)["images"]))]
         return pictures
 
     return Prepared(run, peak_bytes=server.peak_bytes, close=server.close)
