@@ -15,6 +15,14 @@ from tests.serve.test_process import Process
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there is no SIGHUP here")
 
 
+@pytest.fixture(autouse=True)
+def heeded():
+    """Servers heed a hangup, even where these tests run under nohup, whose children ignore it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def messages(process):
     return [json.loads(line)["message"] for line in process.lines]
 

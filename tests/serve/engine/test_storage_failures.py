@@ -174,7 +174,7 @@ def test_a_store_that_fails_three_times_delays_jobs_and_ends_none(running, quick
     if call == "release":  # it is called for a job that is to be drawn alone, while others are drawn
         jobs = [submit(store, seed=seed, steps=30) for seed in range(2)]
         suspect = submit(store, seed=9)
-        wait_for(lambda: store.job(suspect.id).state == "running", 60)
+        wait_for(lambda: engine._works.live(suspect.id), 60)
         work = engine._works.live(suspect.id)
         engine._put(suspect.id, engine._finisher.give_back, work)
         jobs.append(suspect)
