@@ -27,8 +27,8 @@ from sdjax.serve.forwarded import Forwarded, route_path
 from sdjax.serve.front import Front, Worker
 from sdjax.serve.heartbeat import heartbeat, keep_beating, say_goodbye, worker_name
 from sdjax.serve.links import link_secret
-from sdjax.serve.logs import AccessLog, about_job
-from sdjax.serve.metrics import Counted, Metrics
+from sdjax.serve.logs import about_job, log_request
+from sdjax.serve.metrics import Metrics
 from sdjax.serve.problems import Failures, ProblemError, answer, storage_problem
 from sdjax.serve.queue import RequestQueue
 from sdjax.serve.registry import JobRegistry
@@ -37,6 +37,7 @@ from sdjax.serve.security import Guard, SafeHeaders
 from sdjax.serve.settings import Settings
 from sdjax.serve.storage import StorageError, reason
 from sdjax.serve.store import Store
+from sdjax.serve.watched import Watched
 
 PAGE = Path(__file__).parent / "page"
 PAGE_HEADERS = {
@@ -147,8 +148,8 @@ def _middleware(front: Front) -> list[Middleware]:
     ]
     return [
         Middleware(Forwarded, trusted=settings.forwarded_allow_ips, root_path=settings.root_path),
-        *([Middleware(AccessLog)] if settings.access_log else ()),
-        Middleware(Counted, metrics=front.metrics),
+        *([Middleware(Watched, began=log_request)] if settings.access_log else ()),
+        Middleware(Watched, began=front.metrics.began),
         Middleware(SafeHeaders),
         *(cors if origins else ()),
         Middleware(Failures),

@@ -5,13 +5,13 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from urllib.parse import quote
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Scope
 
 from sdjax.serve.store import Job
 
@@ -67,32 +67,19 @@ class JsonLines(logging.Formatter):
         return json.dumps({name: value for name, value in line.items() if value is not None}, ensure_ascii=False)
 
 
-class AccessLog:
-    """Log each request when its answer has ended. Queries are left out: they may hold a link's signature."""
+def log_request(scope: Scope) -> Callable[[int], None]:
+    """Give what logs a request when it is called with the status of its answer, which has ended then.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    Queries are left out: they may hold a link's signature.
+    """
+    began = time.monotonic()
+    method, path = scope["method"], quote(scope["path"], safe="/")
+    client = scope["client"][0] if scope.get("client") else "-"
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        status, began = 500, time.monotonic()
-        method, path = scope["method"], scope["path"]
+    def ended(status: int) -> None:
+        _access.info("%s %s %s %d %.3f s", client, method, path, status, time.monotonic() - began)
 
-        async def noted(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self.app(scope, receive, noted)
-        finally:
-            client = scope["client"][0] if scope.get("client") else "-"
-            seconds = time.monotonic() - began
-            _access.info("%s %s %s %d %.3f s", client, method, quote(path, safe="/"), status, seconds)
+    return ended
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

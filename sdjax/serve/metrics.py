@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Scope
 
 from sdjax.serve.stats import Stats
 from sdjax.serve.store import Job
@@ -99,13 +99,22 @@ class Metrics:
             self._waited.observe(max(job.started - job.created, 0.0))
             self._ran.observe(max(job.finished - job.started, 0.0))
 
-    def began(self) -> Callable[[str, str, int], None]:
-        """Count a request, and give what to call with method, route and status when it is answered."""
+    def began(self, scope: Scope) -> Callable[[int], None]:
+        """Count a request, by the route that answers it and never by the path that was asked for.
+
+        Args:
+            scope: of the request; its route is known when it is answered.
+
+        Returns:
+            A function to call with the answer's status.
+        """
         at = time.monotonic()
         self._open.inc()
 
-        def ended(method: str, route: str, status: int) -> None:
+        def ended(status: int) -> None:
             self._open.dec()
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            route = getattr(scope.get("route"), "path", "none")
             self._requests.labels(method, route, str(status)).inc()
             self._lasted.observe(time.monotonic() - at)
 
@@ -161,31 +170,3 @@ class _EngineCollector(Collector):
             CounterMetricFamily("sdjax_compiles", "Programs that were compiled.", value=stats.compiles),
             steps,
         ]
-
-
-class Counted:
-    """Count requests by the route that answered them, never by the path that was asked for."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self.app = app
-        self.metrics = metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        ended = self.metrics.began()
-        status = 500
-
-        async def noted(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self.app(scope, receive, noted)
-        finally:
-            route = getattr(scope.get("route"), "path", "none")
-            ended(scope["method"] if scope["method"] in METHODS else "other", route, status)
