@@ -100,6 +100,12 @@ def nginx(started, tmp_path):
     return start
 
 
+DECODED = """() => {
+    const image = document.querySelector(".card[data-state=complete] .open img");
+    return image && image.complete && image.naturalWidth > 0;
+}"""
+
+
 @pytest.fixture(scope="module")
 def browser():
     with chromium(NAMES, "--ignore-certificate-errors") as found:
@@ -127,7 +133,8 @@ def draws(browser):
         page.wait_for_selector("#status[data-state=ready]")
         page.locator("#prompt").fill("a red circle")
         page.locator("#draw").click()
-        page.locator(".card[data-state=complete] .open img").first.evaluate("image => image.decode()")
+        # Whether it decodes is asked until it does: a preview may be replaced by the picture meanwhile.
+        page.wait_for_function(DECODED)
         page.get_by_role("link", name="API").click()
         page.get_by_role("heading", name="Routes").wait_for()
         assert wrong == []
